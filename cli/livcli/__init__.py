@@ -1,0 +1,1 @@
+"""The command lines `livprep` and `livtrain`; the only users of click and rich."""

@@ -1,0 +1,191 @@
+"""What can go wrong, each with a stable code.
+
+Every error of the product is a `LivError` with a code of `CODES`. The text says what the subject is, what was
+found, what was expected with its unit, and what to do; it never quotes header text of a patient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CodeInfo:
+    """What one code means, what to do about it, and the exit code of a command that ends with it alone."""
+
+    meaning: str
+    remedy: str
+    exit_code: int
+
+
+_CASE = 3  # a case was rejected
+_USAGE = 2
+
+CODES: dict[str, CodeInfo] = {
+    # usage and store
+    "USAGE": CodeInfo("The command line does not fit the command.", "See --help of the command.", _USAGE),
+    "NO_WINDOWS": CodeInfo(
+        "The store holds no windowed channels and --windows names none.",
+        "Run `livprep window --wl 40 --ww 220`, or give `livtrain fit --windows hu:40/220`.",
+        _USAGE,
+    ),
+    "STORE_MISSING": CodeInfo("There is no store at the given path.", "Run `livprep ingest` first or pass --store.", _USAGE),
+    "STORE_UNREADABLE": CodeInfo(
+        "The path exists but is no readable livprep store.", "Check --store, or restore the store from a copy.", _USAGE
+    ),
+    "STORE_NEWER": CodeInfo(
+        "The store was written by a newer livprep.", "Update livprep.", _USAGE
+    ),
+    "STORE_PREPARATION": CodeInfo(
+        "The store was prepared differently (spacing, interpolation or profile).",
+        "Use another --store, or --replace to rebuild the cases.",
+        _USAGE,
+    ),
+    "STORE_EMPTY": CodeInfo("The store holds no cases.", "Run `livprep ingest` first.", _USAGE),
+    "STORE_CASE_UNKNOWN": CodeInfo("No such case in the store.", "See `livprep info`.", _USAGE),
+    "STORE_CORRUPT": CodeInfo(
+        "A published case does not match its manifest.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_WINDOW_EXISTS": CodeInfo(
+        "A window of that name with other settings is stored.", "Choose another --name or --remove it first.", _USAGE
+    ),
+    "WINDOW_INVALID": CodeInfo("The window is not usable.", "The width must be positive and both values finite.", _USAGE),
+    "CATALOG_INVALID": CodeInfo("The catalogue does not parse.", "See `livprep catalog`.", _USAGE),
+    "CONFIG_INVALID": CodeInfo("A setting is unknown or out of range.", "See `livtrain fit --help`.", _USAGE),
+    "SPLIT_INVALID": CodeInfo("The split does not fit the store or crosses patients.", "See `livprep split`.", _USAGE),
+    "RUN_MISSING": CodeInfo("The run folder or its checkpoint is missing.", "Run `livtrain fit` first.", _USAGE),
+    "RUN_EXISTS": CodeInfo(
+        "The run folder already holds a run.", "Pass --resume to continue it or another --run.", _USAGE
+    ),
+    "CHECKPOINT_CORRUPT": CodeInfo("A checkpoint does not match its hash.", "Use the other checkpoint of the run.", 4),
+    "EVALUATE_UNPAIRED": CodeInfo(
+        "Predictions and references do not pair.", "Name both by case, or remove the extra files.", _USAGE
+    ),
+    "GEOMETRY": CodeInfo("Two arrays that must share a grid do not.", "Use the files of the same scan.", _CASE),
+    # sources
+    "NOTHING_FOUND": CodeInfo(
+        "No case of a known data set lies under the given sources.",
+        "Point at the folder that holds 3Dircadb1.N folders or volume-N.nii files; `livprep inspect` shows what is there.",
+        _CASE,
+    ),
+    "CASE_UNKNOWN": CodeInfo(
+        "A scan in the layout of a data set has a number that the catalogue does not list.",
+        "Rename the folder to its original name or pass --catalog.",
+        _CASE,
+    ),
+    "CASE_DUPLICATE": CodeInfo("The same case was found twice with other contents.", "Remove one copy.", _CASE),
+    "SOURCE_CHANGED": CodeInfo(
+        "The case is published from other source bytes or settings.", "Pass --replace to rebuild it.", _CASE
+    ),
+    "SOURCE_MISSING": CodeInfo("A source file is missing or cannot be opened.", "Check the path and permissions.", _CASE),
+    "MASK_MISSING": CodeInfo("The masks of the case are missing.", "Download the case again.", _CASE),
+    "MASK_UNLISTED": CodeInfo(
+        "A mask folder has a name that the catalogue does not list.",
+        "It is not used. Add it to the catalogue and pass --catalog if it should be.",
+        0,
+    ),
+    "MASK_DISPUTED": CodeInfo(
+        "A mask that some users count as tumor is not hepatic and is not used.", "Use --catalog to decide otherwise.", 0
+    ),
+    "MASK_SHAPE": CodeInfo("A mask has another shape than its scan.", "Download the case again.", _CASE),
+    "MASK_VALUE": CodeInfo("A mask holds values other than 0, 1 and 255.", "Download the case again.", _CASE),
+    "MASK_GEOMETRY": CodeInfo("A mask lies elsewhere than its scan.", "Download the case again.", _CASE),
+    "MASK_OUTSIDE_LIVER": CodeInfo("Tumor voxels lie outside the liver mask; they are kept as tumor.", "Nothing to do.", 0),
+    "LABEL_UNKNOWN": CodeInfo("A label image holds values other than 0, 1 and 2.", "Check the file.", _CASE),
+    "LABEL_AFFINE": CodeInfo(
+        "The label's affine differs from the scan's although the shapes agree; the scan's is used.", "Nothing to do.", 0
+    ),
+    "CATALOG_MISMATCH": CodeInfo(
+        "The scan differs from what the catalogue says of it.", "Check that the folder holds the case it is named after.", _CASE
+    ),
+    "ARCHIVE_BAD": CodeInfo("A zip is damaged or hostile.", "Download it again.", _CASE),
+    "ARCHIVE_LIMIT": CodeInfo("A zip expands beyond the limits.", "Check where it comes from.", _CASE),
+    "GZIP_CORRUPT": CodeInfo("A gzip stream is truncated or fails its CRC.", "Download the file again.", _CASE),
+    "NIFTI_HEADER": CodeInfo("The NIfTI header is unusable.", "Check the file.", _CASE),
+    "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
+    "NIFTI_AFFINE": CodeInfo("The NIfTI affine is not finite, or sheared, or contradicts its spacing.", "Check the file.", _CASE),
+    "NIFTI_DIM": CodeInfo("The NIfTI is no 3-D volume or exceeds the limits.", "Check the file.", _CASE),
+    "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
+    "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
+    "DICOM_UNREADABLE": CodeInfo("A file is no readable DICOM.", "Remove it or download it again.", _CASE),
+    "DICOM_SYNTAX": CodeInfo("The pixel data use a compression that no installed decoder reads.", "Install the codecs.", _CASE),
+    "PIXELDATA_SHORT": CodeInfo("A slice holds fewer pixel bytes than its header says.", "Download it again.", _CASE),
+    "PIXELDATA_MISSING": CodeInfo("A slice has no pixel data.", "Download it again.", _CASE),
+    "SERIES_TAG": CodeInfo("A slice lacks a tag that geometry or HU need.", "Check the source.", _CASE),
+    "SERIES_MIXED": CodeInfo("The folder holds slices of more than one series.", "Keep one series a folder.", _CASE),
+    "SERIES_SHAPE": CodeInfo("Slices of a series differ in rows or columns.", "Check the source.", _CASE),
+    "SERIES_SPACING": CodeInfo("Slices of a series differ in pixel spacing.", "Check the source.", _CASE),
+    "SERIES_ORIENTATION": CodeInfo("Slices of a series differ in orientation.", "Check the source.", _CASE),
+    "SERIES_TILT": CodeInfo("Slice positions do not lie along the slice normal (gantry tilt or shift).", "Resample first.", _CASE),
+    "SERIES_GAP": CodeInfo("Slices are missing or unevenly spaced.", "Download the series again.", _CASE),
+    "SERIES_DUPLICATE": CodeInfo("Two slices lie at one position.", "Remove the duplicate.", _CASE),
+    "SERIES_INCOMPLETE": CodeInfo("The series has fewer slices than it should.", "Download it again.", _CASE),
+    "SERIES_UID_MISSING": CodeInfo("The series UID is empty; slices were grouped by folder.", "Nothing to do.", 0),
+    "SERIES_THICKNESS": CodeInfo("Slice thickness differs from the slice distance; the distance is used.", "Nothing to do.", 0),
+    "SERIES_SOP_CLASS": CodeInfo("The SOP class is empty or unusual; Modality CT decided.", "Nothing to do.", 0),
+    # running
+    "DIVERGED": CodeInfo("Training diverged (loss is not finite).", "Lower the learning rate; the last good checkpoint is kept.", 70),
+    "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
+    "IO": CodeInfo("Reading or writing failed.", "Check the disk and run again; published cases are safe.", 74),
+    "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again to continue.", 75),
+    "WORKER_LOST": CodeInfo("The case killed its worker process twice and is set aside.", "Ingest it alone with --workers 1.", _CASE),
+    "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
+}
+
+
+class LivError(Exception):
+    """Root of all errors of livprep and livtrain.
+
+    Parameters
+    ----------
+    code
+        A key of `CODES`.
+    message
+        One line: subject, what was found, what was expected with its unit, what to do.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of a command that ends with this error (commands.md)."""
+        return CODES[self.code].exit_code
+
+
+class UsageError(LivError, ValueError):
+    """A request that cannot be carried out as asked."""
+
+
+class GeometryError(LivError, ValueError):
+    """Two grids that must be one are not, or a grid is impossible."""
+
+    def __init__(self, message: str, code: str = "GEOMETRY") -> None:
+        super().__init__(code, message)
+
+    def __reduce__(self) -> tuple[type[GeometryError], tuple[str, str]]:
+        return (type(self), (self.message, self.code))
+
+
+class SourceError(LivError, ValueError):
+    """A fault of a source file or series; it rejects its case, never the batch."""
+
+
+class StoreError(LivError, OSError):
+    """A store is missing, unreadable, damaged or of another preparation."""
+
+    def __init__(self, code: str, message: str) -> None:
+        LivError.__init__(self, code, message)
+
+
+class CatalogError(LivError, ValueError):
+    """The catalogue does not parse."""
+
+
+class RunError(LivError, RuntimeError):
+    """A training run cannot start, continue or finish."""

@@ -1,0 +1,1 @@
+"""livtrain: train, predict and evaluate liver and liver-tumor segmentation on livprep stores."""
