@@ -73,7 +73,9 @@ CODES: dict[str, CodeInfo] = {
         "Rename the folder to its original name or pass --catalog.",
         _CASE,
     ),
-    "CASE_DUPLICATE": CodeInfo("The same case was found twice with other contents.", "Remove one copy.", _CASE),
+    "CASE_DUPLICATE": CodeInfo("The same case was found in two places.", "Remove one copy.", _CASE),
+    "SOURCE_TWICE": CodeInfo("The same files lie zipped and loose; the loose ones are used.", "Nothing to do.", 0),
+    "REPAIRED": CodeInfo("The header is known to be wrong and was repaired from the catalogue.", "Nothing to do.", 0),
     "SOURCE_CHANGED": CodeInfo(
         "The case is published from other source bytes or settings.", "Pass --replace to rebuild it.", _CASE
     ),
@@ -105,6 +107,7 @@ CODES: dict[str, CodeInfo] = {
     "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
     "NIFTI_AFFINE": CodeInfo("The NIfTI affine is not finite, or sheared, or contradicts its spacing.", "Check the file.", _CASE),
     "NIFTI_DIM": CodeInfo("The NIfTI is no 3-D volume or exceeds the limits.", "Check the file.", _CASE),
+    "NIFTI_NO_AFFINE": CodeInfo("The NIfTI sets neither sform nor qform; orientation is assumed.", "Check left and right.", 0),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
     "DICOM_UNREADABLE": CodeInfo("A file is no readable DICOM.", "Remove it or download it again.", _CASE),

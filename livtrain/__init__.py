@@ -1,1 +1,19 @@
-"""livtrain: train, predict and evaluate liver and liver-tumor segmentation on livprep stores."""
+"""Training and prediction on top of a livprep store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from livtrain.loader import Batch, PatchLoader
+
+__all__ = ["Batch", "PatchLoader"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the loader, and with it torch, when it is asked for; commands start without either."""
+    if name in __all__:
+        from livtrain import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,90 @@
+"""Load commands when they are called, and turn errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Mapping
+
+import click
+
+from livprep.errors import CODES, LivError
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported when needed.
+
+    Parameters
+    ----------
+    commands_at
+        Command name -> (`module:attribute`, one line for --help).
+    """
+
+    def __init__(self, *args: object, commands_at: Mapping[str, tuple[str, str]], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._commands_at = commands_at
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which they were given."""
+        return list(self._commands_at)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command."""
+        if cmd_name not in self._commands_at:
+            return None
+        module, attribute = self._commands_at[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in self._commands_at.items()])
+
+
+def run(group: click.Group, program: str) -> None:
+    """Run a command line and exit with the code that commands.md gives."""
+    try:
+        result = group.main(prog_name=program, standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except LivError as error:
+        _say(program, error.code, error.message, CODES[error.code].remedy)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "monai", "matplotlib", "tensorboard"):
+            _say(program, "USAGE", f"{error.name} is not installed", "pip install 'livprep[train]'")
+            sys.exit(2)
+        _internal(program, error)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away, which is its right
+        sys.exit(0)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _say(program, "DISK_FULL" if full else "IO", str(error), CODES["DISK_FULL" if full else "IO"].remedy)
+        sys.exit(74)
+    except Exception as error:
+        _internal(program, error)
+
+
+def _internal(program: str, error: BaseException) -> None:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    _say(program, "INTERNAL", f"{type(error).__name__}: {error}", CODES["INTERNAL"].remedy)
+    sys.exit(1)
+
+
+def _say(program: str, code: str, message: str, remedy: str) -> None:
+    line = " ".join(message.split())
+    click.echo(f"{program}: {code}: {line} {remedy}" if remedy and remedy not in line else f"{program}: {code}: {line}", err=True)

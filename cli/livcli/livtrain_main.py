@@ -1,0 +1,33 @@
+"""The program `livtrain`."""
+
+from __future__ import annotations
+
+import click
+
+from livcli.lazy import LazyGroup, run
+from livprep.provenance import package_version
+
+COMMANDS = {
+    "fit": ("livcli.livtrain_fit:fit", "Train one stage on patches streamed from the store."),
+    "predict": ("livcli.livtrain_predict:predict", "Segment stored cases or raw scans."),
+    "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_at=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: livtrain fit && livtrain predict scan.nii.gz --liver runs/liver -o out",
+)
+@click.version_option(package_version(), prog_name="livtrain")
+def livtrain() -> None:
+    """Train, predict and evaluate liver and liver-tumor segmentation on a livprep store.
+
+    Not a medical device.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(livtrain, "livtrain")

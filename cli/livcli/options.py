@@ -1,0 +1,52 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _store_default() -> str:
+    return os.environ.get("LIVPREP_STORE") or "liver.zarr"
+
+
+def _verbosity(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if param.name == "verbose" and value:
+        logging.basicConfig(level=logging.DEBUG if value > 1 else logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger().setLevel(logging.DEBUG)
+        for noisy in ("distributed", "asyncio", "matplotlib", "pydicom", "nibabel", "PIL"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return value
+
+
+def store_option(command: F) -> F:
+    """`--store PATH`, else $LIVPREP_STORE, else ./liver.zarr."""
+    return click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        default=_store_default,
+        show_default="$LIVPREP_STORE or ./liver.zarr",
+        help="The Zarr store.",
+    )(command)
+
+
+def output_options(command: F) -> F:
+    """`--json`, `-q`, `-v`."""
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")(command)
+    return click.option(
+        "-v", "--verbose", count=True, callback=_verbosity, expose_value=False, help="Log what happens; -v shows tracebacks."
+    )(command)
+
+
+def say(quiet: bool, text: str) -> None:
+    """One remark on stderr."""
+    if not quiet:
+        click.echo(text, err=True)

@@ -1,0 +1,100 @@
+"""A case: one scan of a source, as discovered, before any voxel is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from livprep.errors import CODES
+
+Dataset = Literal["ircadb", "lits", "any"]
+
+
+@dataclass(frozen=True, order=True)
+class FileRef:
+    """A file on disk, or inside a zip, or inside a zip inside a zip; small enough to travel to workers.
+
+    Parameters
+    ----------
+    path
+        The file on disk: the file itself or the outermost zip.
+    members
+        Names inside the zips, outermost first; empty for a plain file.
+    """
+
+    path: str
+    members: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Last component of the innermost name."""
+        return (self.members[-1] if self.members else self.path).rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        return "!/".join((self.path, *self.members))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What discovery knows of a case.
+
+    Parameters
+    ----------
+    case_id
+        `ircadb-01`, `lits-028`, `litstest-003`, or a file or series stem for scans of no known data set.
+    dataset
+        Whose reader reads it.
+    number
+        Number within the data set; -1 where there is none.
+    image
+        The scan's files (DICOM slices, or one NIfTI).
+    masks
+        Mask name -> files (3DIRCADb), or `label` -> one NIfTI (LiTS).
+    notes
+        Warnings of discovery: (code, detail).
+    """
+
+    case_id: str
+    dataset: Dataset
+    number: int
+    image: tuple[FileRef, ...]
+    masks: tuple[tuple[str, tuple[FileRef, ...]], ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Note:
+    """A finding that does not stop a case: a code of `CODES` and one line."""
+
+    code: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise KeyError(f"unknown code {self.code}")
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A case that discovery found but cannot hand on."""
+
+    case_id: str
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of one case in one run; `status` is published, unchanged or rejected."""
+
+    case: str
+    status: Literal["published", "unchanged", "rejected"]
+    code: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,155 @@
+"""Change the spacing of a grid: our separable filters, and SimpleITK's as alternative and oracle.
+
+The new grid has exactly the wanted spacing, covers the old field of view to the nearest voxel and shares its
+center: output position i lies at input index (i - (n_out - 1)/2) * t/s + (n_in - 1)/2 for spacings s -> t.
+
+`cubic` is Keys' cubic convolution with a = -1/2 (IEEE Trans ASSP 29:1153, 1981; Catmull-Rom), `linear` the
+triangle. Where the new spacing is coarser the kernel is stretched by the ratio, which low-passes (antialiases) in
+the same step. Beyond the border the edge value continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import sparse
+
+from livprep.geometry import Geometry, Triple
+from livprep.labels import Label, LabelArray
+
+Interpolation = Literal["cubic", "linear", "bspline"]
+FloatArray = npt.NDArray[np.float32]
+
+
+def resampled_geometry(geometry: Geometry, spacing_mm: Triple) -> Geometry:
+    """Return the grid of the same field-of-view center with `spacing_mm` (z, y, x)."""
+    z, y, x = (
+        max(1, round(n * s / t)) for n, s, t in zip(geometry.shape_zyx, geometry.spacing_mm, spacing_mm, strict=True)
+    )
+    # Index of the new first voxel on the old grid, in x, y, z order for the affine.
+    first_xyz = [
+        (n_in - 1) / 2 - (n_out - 1) / 2 * t / s
+        for n_in, n_out, s, t in zip(geometry.shape_zyx, (z, y, x), geometry.spacing_mm, spacing_mm, strict=True)
+    ][::-1]
+    origin = geometry.affine_lps @ np.array([*first_xyz, 1.0])
+    return replace(
+        geometry,
+        shape_zyx=(z, y, x),
+        spacing_mm=spacing_mm,
+        origin_mm=(float(origin[0]), float(origin[1]), float(origin[2])),
+    )
+
+
+def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    d = np.abs(distance)
+    near = (1.5 * d - 2.5) * d * d + 1.0
+    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _triangle(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.clip(1.0 - np.abs(distance), 0.0, None)
+
+
+_KERNELS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], int]] = {
+    "cubic": (_cubic, 2),
+    "linear": (_triangle, 1),
+}
+
+
+def axis_weights(
+    n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bool
+) -> sparse.csr_array[np.float32]:
+    """Weights `(n_out, n_in)` float32 of one axis; `ratio` = new spacing / old spacing. Rows sum to 1."""
+    function, radius = _KERNELS[kernel]
+    stretch = max(1.0, ratio) if antialias else 1.0
+    center = (np.arange(n_out) - (n_out - 1) / 2) * ratio + (n_in - 1) / 2
+    reach = radius * stretch
+    taps = int(np.ceil(2 * reach)) + 1
+    index = np.floor(center - reach).astype(np.int64)[:, None] + np.arange(taps)
+    weights = function((index - center[:, None]) / stretch)
+    weights /= weights.sum(axis=1, keepdims=True)
+    columns = np.clip(index, 0, n_in - 1)  # the edge value continues
+    rows = np.repeat(np.arange(n_out), taps)
+    matrix = sparse.coo_array((weights.ravel(), (rows, columns.ravel())), shape=(n_out, n_in))
+    return sparse.csr_array(matrix, dtype=np.float32)
+
+
+def _apply_axes(
+    array: npt.NDArray[Any], old: Geometry, new: Geometry, kernel: str, *, antialias: bool
+) -> FloatArray:
+    """Filter a `(z, y, x)` array slice by slice in y and x, then along z; float32 result on `new`."""
+    wz, wy, wx = (
+        axis_weights(n, m, t / s, kernel, antialias=antialias) if (n, s) != (m, t) else None
+        for n, m, s, t in zip(old.shape_zyx, new.shape_zyx, old.spacing_mm, new.spacing_mm, strict=True)
+    )
+    plane = np.empty((old.shape_zyx[0], *new.shape_zyx[1:]), dtype=np.float32)
+    for z, section in enumerate(array):  # one slice at a time: memory stays near the result's size
+        values = section.astype(np.float32)
+        if wy is not None:
+            values = wy @ values
+        if wx is not None:
+            values = (wx @ values.T).T
+        plane[z] = values
+    if wz is None:
+        return plane
+    out = np.empty(new.shape_zyx, dtype=np.float32)
+    for y in range(new.shape_zyx[1]):
+        out[:, y] = wz @ plane[:, y]
+    return out
+
+
+def resample_hu(
+    hu: npt.NDArray[np.int16], old: Geometry, new: Geometry, interpolation: Interpolation
+) -> npt.NDArray[np.int16]:
+    """Resample `(z, y, x)` int16 HU from `old` to `new`; rounded and clipped to the input's own range.
+
+    `cubic` antialiases where the new spacing is coarser; `linear` and `bspline` are SimpleITK's.
+    """
+    if interpolation == "cubic":
+        values = _apply_axes(hu, old, new, "cubic", antialias=True)
+    else:
+        values = sitk_resample(hu.astype(np.float32), old, new, interpolation)
+    np.rint(values, out=values)
+    np.clip(values, hu.min(), hu.max(), out=values)
+    return values.astype(np.int16)
+
+
+def resample_labels(labels: LabelArray, old: Geometry, new: Geometry) -> LabelArray:
+    """Resample `(z, y, x)` labels: linear on each label's indicator, then the largest; ties go to the lower label."""
+    best = np.zeros(new.shape_zyx, dtype=np.float32)
+    out = np.zeros(new.shape_zyx, dtype=np.uint8)
+    for label in Label:
+        share = _apply_axes(labels == label, old, new, "linear", antialias=False)
+        wins = share > best
+        out[wins] = label
+        np.maximum(best, share, out=best)
+    return out
+
+
+def resample_probabilities(values_CZYX: FloatArray, old: Geometry, new: Geometry) -> FloatArray:
+    """Resample `(c, z, y, x)` float32 probabilities linearly onto `new`, which has the same field-of-view center."""
+    return np.stack([_apply_axes(channel, old, new, "linear", antialias=False) for channel in values_CZYX])
+
+
+def sitk_resample(values: FloatArray, old: Geometry, new: Geometry, interpolation: Interpolation) -> FloatArray:
+    """Resample `(z, y, x)` float32 with SimpleITK (`linear`, or `bspline` of order 3); edges continue."""
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(old.spacing_mm[::-1])
+    image.SetOrigin(old.origin_mm)
+    image.SetDirection([float(v) for v in np.ravel(old.direction)])
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize([int(n) for n in new.shape_zyx[::-1]])
+    resampler.SetOutputSpacing(new.spacing_mm[::-1])
+    resampler.SetOutputOrigin(new.origin_mm)
+    resampler.SetOutputDirection([float(v) for v in np.ravel(new.direction)])
+    resampler.SetInterpolator(sitk.sitkLinear if interpolation == "linear" else sitk.sitkBSpline)
+    resampler.SetUseNearestNeighborExtrapolator(True)
+    resampler.SetOutputPixelType(sitk.sitkFloat32)
+    result: FloatArray = sitk.GetArrayFromImage(resampler.Execute(image))
+    return result

@@ -1,0 +1,128 @@
+"""Data sets: how each lies on disk, and how its cases become labelled volumes.
+
+`discover` looks at names only (and, for scans of no known data set, at headers); `read_case` reads one case whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from livprep.cases import Case, FileRef, Rejection
+from livprep.catalog import Catalog
+from livprep.errors import SourceError, UsageError
+from livprep.formats.archive import close_archives, walk
+from livprep.formats.hashing import HashingReader
+from livprep.sources import anyscan, ircadb, lits
+from livprep.sources.found import Found, SourceCase
+
+__all__ = ["CATALOG_NAME", "Discovery", "SourceCase", "catalog_beside", "discover", "read_case", "source_digest"]
+
+Choice = Literal["auto", "ircadb", "lits", "any"]
+CATALOG_NAME = "catalog.yaml"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Cases found, sorted by id, and what was found but cannot be read."""
+
+    cases: tuple[Case, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def catalog_beside(paths: Sequence[Path]) -> Path | None:
+    """A catalogue that lies at the root of a source folder (phantoms carry their own), or None.
+
+    Raises
+    ------
+    UsageError
+        Two sources carry different catalogues.
+    """
+    found = [path / CATALOG_NAME for path in paths if (path / CATALOG_NAME).is_file()]
+    if len({path.read_bytes() for path in found}) > 1:
+        raise UsageError("USAGE", f"{found[0]} and {found[1]} differ: ingest the folders one by one")
+    return found[0] if found else None
+
+
+def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") -> Discovery:
+    """Find the cases under folders, zips and files.
+
+    Parameters
+    ----------
+    paths
+        Where to look.
+    catalog
+        What the data sets are.
+    dataset
+        `auto` looks for 3DIRCADb and LiTS, `any` takes every CT series and NIfTI as a case of its own.
+
+    Raises
+    ------
+    SourceError
+        SOURCE_MISSING or ARCHIVE_… for a path that cannot be listed.
+    """
+    files: list[tuple[tuple[str, ...], FileRef]] = []
+    for path in paths:
+        parents = Path(path).absolute().parent.parts
+        files.extend(((*parents, *parts), ref) for parts, ref in walk(Path(path)))
+    finders = {"ircadb": ircadb.find, "lits": lits.find, "any": anyscan.find}
+    chosen = ("ircadb", "lits") if dataset == "auto" else (dataset,)
+    found = [finders[name](files, catalog) for name in chosen]
+    close_archives()
+    return _merge(found)
+
+
+def _merge(found: Sequence[Found]) -> Discovery:
+    cases: dict[str, Case] = {}
+    rejected = [rejection for part in found for rejection in part.rejected]
+    for case in (case for part in found for case in part.cases):
+        if case.case_id in cases:
+            rejected.append(
+                Rejection(
+                    case.case_id,
+                    "CASE_DUPLICATE",
+                    f"{case.case_id}: found at {cases[case.case_id].image[0]} and again at {case.image[0]}",
+                )
+            )
+        else:
+            cases[case.case_id] = case
+    return Discovery(
+        tuple(cases[key] for key in sorted(cases)), tuple(sorted(rejected, key=lambda entry: entry.case_id))
+    )
+
+
+def read_case(case: Case, catalog: Catalog) -> SourceCase:
+    """Read one case whole: scan, labels, repairs, findings and the digest of its source bytes.
+
+    Raises
+    ------
+    SourceError
+        Whatever is wrong with the case, with its code.
+    """
+    reader = HashingReader()
+    try:
+        if case.dataset == "ircadb":
+            return ircadb.read(case, catalog, reader)
+        if case.dataset == "lits":
+            return lits.read(case, catalog, reader)
+        return anyscan.read(case, reader)
+    except MemoryError as error:
+        raise SourceError("IO", f"{case.case_id}: does not fit into memory") from error
+    finally:
+        close_archives()
+
+
+def source_digest(case: Case) -> str:
+    """The digest that `read_case` would find, without parsing anything."""
+    reader = HashingReader()
+    try:
+        for ref in case.image:
+            reader.read("image", ref)
+        for name, refs in case.masks:
+            for ref in refs:
+                reader.read(name, ref)
+        return reader.digest()
+    finally:
+        close_archives()

@@ -1,0 +1,76 @@
+"""Scans of no known data set: every CT series of a folder and every NIfTI is a case of its own, without labels."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from livprep.cases import Case, FileRef
+from livprep.catalog import Catalog
+from livprep.formats.archive import read_bytes
+from livprep.formats.dicom import peek, read_series
+from livprep.formats.hashing import HashingReader
+from livprep.formats.nifti import read_nifti, to_hu
+from livprep.sources.found import Files, Found, SourceCase, hu_notes
+from livprep.volume import LabelledVolume, Volume
+
+_NIFTI = re.compile(r"(.+?)\.nii(\.gz)?", re.IGNORECASE)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def find(files: Files, catalog: Catalog) -> Found:
+    """Take NIfTI files by name, and group everything else that is DICOM by folder and series UID."""
+    found = Found()
+    series: dict[tuple[tuple[str, ...], str], list[FileRef]] = defaultdict(list)
+    taken: set[str] = set()
+    for parts, ref in files:
+        match = _NIFTI.fullmatch(parts[-1])
+        if match:
+            found.cases.append(Case(_unique(match[1], taken), "any", -1, (ref,)))
+            continue
+        key = peek(read_bytes(ref))
+        if key is not None and key.modality == "CT":
+            series[parts[:-1], key.uid].append(ref)
+    per_folder: dict[tuple[str, ...], int] = defaultdict(int)
+    for folder, _ in series:
+        per_folder[folder] += 1
+    for (folder, uid), refs in sorted(series.items()):
+        stem = folder[-1] if folder else "series"
+        if per_folder[folder] > 1:
+            stem = f"{stem}-{len([1 for f, u in series if f == folder and u <= uid])}"
+        found.cases.append(Case(_unique(stem, taken), "any", -1, tuple(refs)))
+    return found
+
+
+def _unique(stem: str, taken: set[str]) -> str:
+    """A file-name-safe id that no other case of this discovery has."""
+    base = _UNSAFE.sub("_", stem).lstrip(".") or "scan"
+    name, count = base, 1
+    while name in taken:
+        count += 1
+        name = f"{base}-{count}"
+    taken.add(name)
+    return name
+
+
+def read(case: Case, reader: HashingReader) -> SourceCase:
+    """Read a scan without labels."""
+    ref = case.image[0]
+    if len(case.image) == 1 and _NIFTI.fullmatch(ref.name):
+        image = read_nifti(ref, reader.read("image", ref))
+        volume, affine, notes = Volume(to_hu(ref, image), image.geometry), image.affine_ras, image.notes
+    else:
+        series = read_series(reader, "image", case.image)
+        volume, affine, notes = Volume(series.hu, series.geometry), series.geometry.affine_ras, series.notes
+    return SourceCase(
+        case=case,
+        patient=case.case_id,
+        volume=LabelledVolume(volume),
+        header_affine_ras=affine,
+        notes=(*notes, *hu_notes(case.case_id, volume.hu)),
+        repairs=(),
+        digest=reader.digest(),
+        bytes_in=reader.bytes_read,
+    )
+
+

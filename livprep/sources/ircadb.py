@@ -1,0 +1,187 @@
+"""3DIRCADb-01: one folder a patient with PATIENT_DICOM and MASKS_DICOM, zipped or loose, nested once or twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from livprep.cases import Case, FileRef, Note, Rejection
+from livprep.catalog import Catalog, IrcadbCase, MaskRole
+from livprep.errors import SourceError
+from livprep.formats.archive import read_bytes
+from livprep.formats.dicom import Series, patient_number, read_series
+from livprep.formats.hashing import HashingReader
+from livprep.labels import Label
+from livprep.sources.found import Files, Found, SourceCase, hu_notes, prefer_loose
+from livprep.volume import LabelledVolume, LabelMap, Volume
+
+SPACING_TOLERANCE_MM = 0.001
+POSITION_TOLERANCE_MM = 0.01
+
+Grouped = dict[str, list[FileRef]]
+
+
+def case_id(number: int) -> str:
+    """`ircadb-01` for patient 1."""
+    return f"ircadb-{number:02d}"
+
+
+def find(files: Files, catalog: Catalog) -> Found:
+    """Group files into patients by folder names; nothing but names is read, unless the number is not in them."""
+    scans: dict[tuple[str, ...], Grouped] = defaultdict(lambda: defaultdict(list))
+    masks: dict[tuple[str, ...], dict[str, Grouped]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    layout = catalog.ircadb.layout
+    scan_folder, mask_folder = layout.scan.lower(), layout.masks.lower()
+    for parts, ref in files:
+        lower = [part.lower() for part in parts]
+        if parts[-1].startswith("."):
+            continue
+        if scan_folder in lower[:-1]:
+            scans[parts[: lower.index(scan_folder)]][parts[-1]].append(ref)
+        elif mask_folder in lower[:-1]:
+            last = len(lower) - 1 - lower[::-1].index(mask_folder)
+            if len(parts) == last + 3:  # MASKS_DICOM / name / image_N
+                masks[parts[: lower.index(mask_folder)]][parts[last + 1]][parts[-1]].append(ref)
+    found = Found()
+    for root in sorted(scans.keys() | masks.keys()):
+        _add(found, root, scans.get(root, {}), masks.get(root, {}), catalog)
+    return found
+
+
+def _add(
+    found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Grouped], catalog: Catalog
+) -> None:
+    where = root[-1] if root else "."
+    number = _number(root, scan, catalog)
+    if number is None or catalog.ircadb.case(number) is None:
+        name = where if number is None else case_id(number)
+        found.rejected.append(Rejection(name, "CASE_UNKNOWN", f"{where}: no 3DIRCADb-01 patient of the catalogue"))
+        return
+    if not scan:
+        found.rejected.append(Rejection(case_id(number), "SOURCE_MISSING", f"{where}: has no PATIENT_DICOM"))
+        return
+    listed = catalog.ircadb.case(number)
+    assert listed is not None
+    used, notes = _choose(where, masks, catalog)
+    missing = [name for name in _required(listed, catalog) if name.lower() not in {key.lower() for key in used}]
+    if missing:
+        detail = f"{where}: mask folder {', '.join(missing)} is missing; expected in MASKS_DICOM"
+        found.rejected.append(Rejection(case_id(number), "MASK_MISSING", detail))
+        return
+    twice = any(len(refs) > 1 for refs in scan.values())
+    if twice:
+        notes.append(Note("SOURCE_TWICE", f"{where}: PATIENT_DICOM lies there zipped and loose"))
+    found.cases.append(
+        Case(
+            case_id=case_id(number),
+            dataset="ircadb",
+            number=number,
+            image=tuple(prefer_loose(refs) for _, refs in sorted(scan.items())),
+            masks=tuple(
+                (name, tuple(prefer_loose(refs) for _, refs in sorted(masks[name].items()))) for name in sorted(used)
+            ),
+            notes=tuple(notes),
+        )
+    )
+
+
+def _number(root: tuple[str, ...], scan: Grouped, catalog: Catalog) -> int | None:
+    """Patient number from the innermost folder that carries one, else from the scan's header."""
+    for part in reversed(root):
+        number = catalog.ircadb.layout.case_number(part)
+        if number is not None:
+            return number
+    for refs in scan.values():
+        return patient_number(read_bytes(refs[0]))
+    return None
+
+
+def _required(listed: IrcadbCase, catalog: Catalog) -> list[str]:
+    roles = catalog.ircadb.masks
+    return [*roles.liver, *listed.tumor_masks(roles)]
+
+
+def _choose(
+    where: str, masks: dict[str, Grouped], catalog: Catalog
+) -> tuple[list[str], list[Note]]:
+    """Names of the masks to unite, and a note on each that looks like tumor but is not used."""
+    used, notes = [], []
+    for name in sorted(masks):
+        role = catalog.ircadb.classify(name)
+        if role in (MaskRole.LIVER, MaskRole.TUMOR):
+            used.append(name)
+        elif role is MaskRole.DISPUTED:
+            notes.append(Note("MASK_DISPUTED", f"{where}: mask {name} is not counted as hepatic tumor"))
+        elif role is MaskRole.UNLISTED:
+            notes.append(Note("MASK_UNLISTED", f"{where}: mask {name} is not in the catalogue and is not used"))
+    return used, notes
+
+
+def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
+    """Read scan and masks; label = tumor where any tumor mask is set, else liver where the liver mask is set."""
+    scan = read_series(reader, "image", case.image)
+    notes = [*case.notes, *scan.notes, *hu_notes(case.case_id, scan.hu)]
+    labels = np.zeros(scan.geometry.shape_zyx, dtype=np.uint8)
+    outside = 0
+    roles = {name: catalog.ircadb.classify(name) for name, _ in case.masks}
+    for name, refs in sorted(case.masks, key=lambda entry: roles[entry[0]] is not MaskRole.LIVER):  # liver first
+        mask = _mask(case, name, refs, scan, reader)
+        if roles[name] is MaskRole.LIVER:
+            labels[mask] = Label.LIVER
+        else:
+            outside += int(np.count_nonzero(mask & (labels == Label.BACKGROUND)))
+            labels[mask] = Label.TUMOR
+    if outside:
+        notes.append(Note("MASK_OUTSIDE_LIVER", f"{case.case_id}: {outside} tumor voxels lie outside the liver mask"))
+    listed = catalog.ircadb.case(case.number)
+    if listed is not None:
+        notes.extend(_compare(case, listed, scan))
+    return SourceCase(
+        case=case,
+        patient=catalog.patient_of(case.case_id),
+        volume=LabelledVolume(Volume(scan.hu, scan.geometry), LabelMap(labels, scan.geometry)),
+        header_affine_ras=scan.geometry.affine_ras,
+        notes=tuple(notes),
+        repairs=(),
+        digest=reader.digest(),
+        bytes_in=reader.bytes_read,
+    )
+
+
+def _mask(
+    case: Case, name: str, refs: Sequence[FileRef], scan: Series, reader: HashingReader
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    series = read_series(reader, name, refs)
+    if series.hu.shape != scan.hu.shape:
+        raise SourceError(
+            "MASK_SHAPE",
+            f"{case.case_id}: mask {name} has {series.hu.shape} voxels (zyx), the scan {scan.hu.shape}",
+        )
+    if not np.allclose(series.geometry.affine_lps, scan.geometry.affine_lps, rtol=0, atol=POSITION_TOLERANCE_MM):
+        raise SourceError("MASK_GEOMETRY", f"{case.case_id}: mask {name} lies elsewhere than the scan")
+    values = np.unique(series.hu)
+    if not np.isin(values, (0, 1, 255)).all():
+        raise SourceError(
+            "MASK_VALUE", f"{case.case_id}: mask {name} holds {values[:5].tolist()}, expected 0, 1 and 255"
+        )
+    return series.hu > 0
+
+
+def _compare(case: Case, listed: IrcadbCase, scan: Series) -> list[Note]:
+    """Say where the scan is not what the catalogue knows of this patient (another copy, or lost slices)."""
+    notes = []
+    slices = scan.geometry.shape_zyx[0]
+    if listed.slices != slices:
+        notes.append(
+            Note("CATALOG_MISMATCH", f"{case.case_id}: {slices} slices, the catalogue says {listed.slices}")
+        )
+    if not np.allclose(listed.spacing_mm, scan.geometry.spacing_mm, rtol=0, atol=SPACING_TOLERANCE_MM):
+        notes.append(
+            Note(
+                "CATALOG_MISMATCH",
+                f"{case.case_id}: spacing {scan.geometry.spacing_mm} mm (zyx), the catalogue says {listed.spacing_mm}",
+            )
+        )
+    return notes

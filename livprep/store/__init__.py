@@ -1,0 +1,32 @@
+"""The Zarr v3 store of a cohort: written by stage-and-rename, read lazily. The only user of zarr."""
+
+from __future__ import annotations
+
+from livprep.store.layout import staging_entries
+from livprep.store.reading import CaseStore, Store, is_store, open_store
+from livprep.store.writing import (
+    CaseContent,
+    add_window,
+    create_store,
+    pack,
+    publish_case,
+    remove_case,
+    remove_staging,
+    remove_window,
+)
+
+__all__ = [
+    "CaseContent",
+    "CaseStore",
+    "Store",
+    "add_window",
+    "create_store",
+    "is_store",
+    "open_store",
+    "pack",
+    "publish_case",
+    "remove_case",
+    "remove_staging",
+    "remove_window",
+    "staging_entries",
+]

@@ -1,0 +1,168 @@
+"""Names inside a store, and how work becomes visible: staged, hashed, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from livprep.errors import StoreError
+
+CASES, STAGING, SPLITS = "cases", ".staging", "splits"
+HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
+LABELS = "labels/liver_tumor"
+IMAGE = "scale0/image"
+LABEL_IMAGE = "image"
+"""ome-zarr-models 1.7 refuses label images whose level is not a direct child, so the one level lies there."""
+MANIFEST = "manifest.json"
+_READ_STEP = 1 << 20
+
+
+def case_path(store: Path, case_id: str) -> Path:
+    """Folder of a published case."""
+    return store / CASES / case_id
+
+
+def staging_entries(store: Path) -> list[Path]:
+    """What killed runs left behind; lock files are not work."""
+    folder = store / STAGING
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def staged(store: Path, name: str) -> Iterator[Path]:
+    """A fresh folder on the store's file system; removed at the end unless it was renamed away."""
+    folder = store / STAGING / f"{name}.{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(store: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a case; the kernel frees it when the holder dies."""
+    (store / STAGING).mkdir(parents=True, exist_ok=True)
+    handle = os.open(store / STAGING / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_manifest(component: Path, facts: dict[str, Any]) -> None:
+    """Record size and sha256 of every file below a component."""
+    files = {
+        path.relative_to(component).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(component.rglob("*"))
+        if path.is_file()
+    }
+    write_json(component / MANIFEST, {**facts, "files": files})
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_STEP):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(data, file, sort_keys=True, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file and folder below to disk, the leaves first."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(staged_folder: Path, target: Path) -> bool:
+    """Sync a staged folder and rename it into place; False where another writer was first."""
+    sync_tree(staged_folder)
+    try:
+        staged_folder.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    _sync(target.parent)
+    return True
+
+
+def withdraw(store: Path, target: Path) -> None:
+    """Take a published folder out of sight by one rename, then delete it."""
+    with staged(store, f"{target.name}.old") as grave:
+        target.rename(grave / target.name)
+        _sync(target.parent)
+
+
+def consolidate(group: Path) -> None:
+    """Rebuild a group's consolidated metadata from the metadata files that lie below it.
+
+    It is derived data, so that xarray opens the group without a search; our own reader lists folders instead.
+    """
+
+    def node(path: Path) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data.pop("consolidated_metadata", None)
+        return data
+
+    metadata = {
+        path.parent.relative_to(group).as_posix(): node(path)
+        for path in sorted(group.rglob("zarr.json"))
+        if path.parent != group
+    }
+    own = node(group / "zarr.json")
+    own["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    write_json(group / "zarr.json", own)
+
+
+def read_attributes(group: Path) -> dict[str, Any]:
+    """Our own attributes of a group.
+
+    Raises
+    ------
+    StoreError
+        STORE_UNREADABLE: no group of ours.
+    """
+    try:
+        node = json.loads((group / "zarr.json").read_text(encoding="utf-8"))
+        attributes = node["attributes"]["livprep"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError("STORE_UNREADABLE", f"{group}: no livprep group ({type(error).__name__})") from error
+    if not isinstance(attributes, dict):
+        raise StoreError("STORE_UNREADABLE", f"{group}: its livprep attribute is no mapping")
+    return attributes

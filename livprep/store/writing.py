@@ -1,0 +1,342 @@
+"""Write cases and windows: everything is staged beside the store's cases and appears by one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from livprep.errors import StoreError, UsageError
+from livprep.geometry import Geometry
+from livprep.labels import UNLABELLED, Label, LabelArray
+from livprep.prepare import Preparation
+from livprep.provenance import package_version
+from livprep.schema import (
+    INDEX_POINTS,
+    PACKED_HIGH_HU,
+    PACKED_LOW_HU,
+    PROFILES,
+    SCHEMA_VERSION,
+    CaseMeta,
+    Profile,
+    ProfileName,
+    StoreMeta,
+    WindowMeta,
+)
+from livprep.store import layout, ome
+from livprep.store.reading import CaseStore, open_store
+from livprep.volume import LabelledVolume
+from livprep.windows import FUNCTION, Window
+
+
+@dataclass(frozen=True, eq=False)
+class CaseContent:
+    """A prepared case and its attributes, ready to be written."""
+
+    meta: CaseMeta
+    volume: LabelledVolume
+
+
+def pack(hu: npt.NDArray[np.int16], labels: LabelArray | None) -> npt.NDArray[np.uint16]:
+    """Pack `(z, y, x)` HU and labels: 12 bits of clip(HU, -1024, 3071) + 1024, 4 bits of label above them.
+
+    Label 15 stands for an unlabelled case.
+    """
+    packed = (np.clip(hu, PACKED_LOW_HU, PACKED_HIGH_HU) - np.int16(PACKED_LOW_HU)).view(np.uint16)
+    if labels is None:
+        packed |= np.uint16(UNLABELLED << 12)
+    else:
+        packed |= labels.astype(np.uint16) << np.uint16(12)
+    return packed
+
+
+def create_store(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
+    """Create an empty store, or check that the one at `path` is prepared the same way.
+
+    Raises
+    ------
+    StoreError
+        STORE_PREPARATION: it exists with other settings; STORE_UNREADABLE: something else lies there.
+    """
+    if path.exists() and any(path.iterdir()):
+        store = open_store(path)
+        if (store.preparation, store.meta.profile) != (preparation, profile):
+            raise StoreError(
+                "STORE_PREPARATION",
+                f"{path}: prepared with {store.preparation.as_dict()} and profile {store.meta.profile}, "
+                f"asked for {preparation.as_dict()} and profile {profile}; use another --store or --replace",
+            )
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in (layout.CASES, layout.STAGING, layout.SPLITS, "journal"):
+        (path / folder).mkdir(exist_ok=True)
+    meta = StoreMeta(
+        schema_version=SCHEMA_VERSION,
+        created_with=f"livprep {package_version()}",
+        catalog_digest=catalog_digest,
+        preparation=preparation.as_dict(),
+        profile=profile,
+    )
+    layout.write_json(path / layout.CASES / "zarr.json", _group({}))
+    layout.write_json(path / "zarr.json", _group({"livprep": meta.model_dump(mode="json")}))
+
+
+def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _make_group(folder: Path, attributes: dict[str, Any] | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    layout.write_json(folder / "zarr.json", _group(attributes or {}))
+
+
+def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, replace: bool = False) -> int:
+    """Write a case whole and make it visible by one rename.
+
+    Parameters
+    ----------
+    store
+        Root of an existing store.
+    content
+        The prepared case.
+    profile
+        Codec profile of the volumes.
+    replace
+        Take an already published case of that id away first.
+
+    Returns
+    -------
+    Bytes on disk; 0 where another writer published the case first (its copy stays).
+    """
+    name = content.meta.case
+    with layout.staged(store, name) as folder:
+        _write_case(folder, content, PROFILES[profile])
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        target = layout.case_path(store, name)
+        with layout.locked(store, name):
+            if replace and target.exists():
+                layout.sync_tree(folder)  # the slow part first: the case is out of sight for two renames only
+                layout.withdraw(store, target)
+            return size if layout.publish(folder, target) else 0
+
+
+def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
+    image, labels = content.volume.image, content.volume.label_map
+    grid = image.geometry
+    label_values = None if labels is None else labels.labels
+    digests = {"source_digest": content.meta.source.digest, "settings_digest": content.meta.settings_digest}
+
+    limits = (float(content.meta.hu_min), float(content.meta.hu_max))
+    shown = ome.image_attributes("HU", grid, limits, (-160, 240))
+    _write_image(folder / layout.HU, image.hu, grid, profile, {"ome": shown})
+    if label_values is not None:
+        _make_group(folder / layout.HU / "labels", {"ome": {"version": "0.5", "labels": ["liver_tumor"]}})
+        flags = {
+            "flag_values": [int(label) for label in Label],
+            "flag_meanings": " ".join(label.name.lower() for label in Label),
+        }
+        _write_image(
+            folder / layout.HU / layout.LABELS,
+            label_values,
+            grid,
+            profile,
+            {"ome": ome.label_attributes(grid)},
+            path=layout.LABEL_IMAGE,
+            array_attributes=flags,
+        )
+        layout.consolidate(folder / layout.HU)
+    layout.write_manifest(folder / layout.HU, digests)
+
+    _make_group(folder / layout.TRAIN)
+    _write_array(folder / layout.TRAIN / "packed", pack(image.hu, label_values), profile, ome.AXES)
+    layout.consolidate(folder / layout.TRAIN)
+    layout.write_manifest(folder / layout.TRAIN, digests)
+
+    _write_index(folder / layout.INDEX, content.meta.case, label_values)
+    layout.write_manifest(folder / layout.INDEX, digests)
+
+    _make_group(folder / layout.WINDOWS)
+    layout.write_json(folder / "zarr.json", _group({"livprep": content.meta.model_dump(mode="json")}))
+    layout.consolidate(folder)
+
+
+def _write_image(
+    folder: Path,
+    values: npt.NDArray[Any],
+    grid: Geometry,
+    profile: Profile,
+    attributes: dict[str, Any],
+    *,
+    path: str = layout.IMAGE,
+    array_attributes: dict[str, Any] | None = None,
+) -> None:
+    """An OME image of one level: the array, and the positions along its axes beside it for xarray."""
+    _make_group(folder, attributes)
+    level = (folder / path).parent
+    if level != folder:
+        _make_group(level)
+    _write_array(folder / path, values, profile, ome.AXES, array_attributes)
+    for axis, positions in ome.axis_coordinates(grid).items():
+        array = zarr.create_array(
+            store=level / axis,
+            shape=positions.shape,
+            dtype=positions.dtype,
+            chunks=positions.shape,
+            compressors=[Crc32cCodec()],
+            fill_value=0.0,
+            dimension_names=[axis],
+            attributes={"units": "mm", "long_name": f"{axis} position (LPS)"},
+        )
+        array[...] = positions
+    layout.consolidate(level)
+    layout.consolidate(folder)
+
+
+def _write_array(
+    path: Path,
+    values: npt.NDArray[Any],
+    profile: Profile,
+    dimensions: Sequence[str],
+    attributes: dict[str, Any] | None = None,
+) -> None:
+    """One array in one shard; inner chunks end in crc32c, so that a flipped bit cannot pass."""
+    blosc = BloscCodec(
+        typesize=values.itemsize,
+        cname=profile.codec or "lz4",  # type: ignore[arg-type]
+        clevel=profile.level,
+        shuffle="shuffle" if values.itemsize > 1 else "noshuffle",
+        blocksize=profile.block_bytes,
+    )
+    shard = tuple(-(-size // inner) * inner for size, inner in zip(values.shape, profile.inner_zyx, strict=True))
+    array = zarr.create_array(
+        store=path,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=profile.inner_zyx,
+        shards=shard,
+        compressors=[Crc32cCodec()] if profile.codec is None else [blosc, Crc32cCodec()],
+        filters=None,
+        fill_value=0,
+        dimension_names=list(dimensions),
+        attributes=attributes or {},
+    )
+    array[...] = values
+
+
+def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
+    """Sampling index: up to `INDEX_POINTS` voxel coordinates of each class, drawn without bias, and the counts."""
+    _make_group(folder, {"livprep": {"counts": _counts(labels), "points": INDEX_POINTS}})
+    if labels is None:
+        return
+    seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
+    for label in Label:
+        flat = np.flatnonzero(labels.ravel() == label)
+        if flat.size > INDEX_POINTS:
+            rng = np.random.default_rng([seed, int(label)])
+            flat = np.sort(rng.choice(flat, INDEX_POINTS, replace=False, shuffle=False))
+        points = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int16)
+        array = zarr.create_array(
+            store=folder / label.name.lower(),
+            shape=points.shape,
+            dtype=points.dtype,
+            chunks=(max(1, len(points)), 3),
+            compressors=[BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+            fill_value=0,
+            dimension_names=[f"{label.name.lower()}_point", "axis_zyx"],
+        )
+        if len(points):
+            array[...] = points
+    layout.consolidate(folder)
+
+
+def _counts(labels: LabelArray | None) -> dict[str, int] | None:
+    if labels is None:
+        return None
+    counts = np.bincount(labels.ravel(), minlength=len(Label))
+    return {label.name.lower(): int(counts[label]) for label in Label}
+
+
+def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
+    """Add one windowed channel, derived from the stored HU, to a published case.
+
+    Returns
+    -------
+    Bytes written; 0 where the same window is there already.
+
+    Raises
+    ------
+    UsageError
+        STORE_WINDOW_EXISTS: the name is taken by a window with other settings.
+    """
+    case = open_store(store)[case_id]
+    _check_free(case, window)
+    if window.name in case.window_names:
+        return 0
+    meta = WindowMeta(
+        name=window.name, wl=window.center_hu, ww=window.width_hu, function=FUNCTION, order=order
+    )
+    values = window.apply(case.read_hu())
+    profile = PROFILES[open_store(store).meta.profile]
+    with layout.staged(store, f"{case_id}.{window.name}") as folder:
+        _write_image(
+            folder,
+            values,
+            case.geometry,
+            profile,
+            {
+                "ome": ome.image_attributes(window.name, case.geometry, (0, 255), (0, 255)),
+                "livprep": meta.model_dump(mode="json"),
+            },
+        )
+        layout.write_manifest(folder, {"source_digest": case.meta.source.digest})
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with layout.locked(store, case_id):
+            published = layout.publish(folder, case.path / layout.WINDOWS / window.name)
+            layout.consolidate(case.path)
+    if not published:
+        _check_free(open_store(store)[case_id], window)
+    return size if published else 0
+
+
+def _check_free(case: CaseStore, window: Window) -> None:
+    for stored in case.windows:
+        same = (stored.center_hu, stored.width_hu) == (window.center_hu, window.width_hu)
+        if stored.name == window.name and not same:
+            raise UsageError(
+                "STORE_WINDOW_EXISTS",
+                f"{case.case_id}: window {stored.name} is stored with WL {stored.center_hu:g} WW {stored.width_hu:g} HU",
+            )
+
+
+def remove_window(store: Path, case_id: str, name: str) -> bool:
+    """Remove a windowed channel; False where the case has none of that name."""
+    case = open_store(store)[case_id]
+    if name not in case.window_names:
+        return False
+    with layout.locked(store, case_id):
+        layout.withdraw(store, case.path / layout.WINDOWS / name)
+        layout.consolidate(case.path)
+    return True
+
+
+def remove_case(store: Path, case_id: str) -> None:
+    """Remove a case and all its channels."""
+    case = open_store(store)[case_id]
+    with layout.locked(store, case_id):
+        layout.withdraw(store, case.path)
+
+
+def remove_staging(store: Path) -> list[str]:
+    """Delete what killed runs left behind and return the names."""
+    entries = layout.staging_entries(store)
+    for entry in entries:
+        shutil.rmtree(entry)
+    return [entry.name for entry in entries]

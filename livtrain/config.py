@@ -1,0 +1,322 @@
+"""Settings of a training run: typed, frozen, and the same after every resume.
+
+Values come from five places, later ones win: defaults of `Settings`, the preset, `--config`, `--set`, options.
+`resolve` joins them; `dump_yaml` writes what the run then records as `config.yaml`, which `--config` reads back.
+This module imports no torch, so that `--help` and completion stay fast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from livprep.errors import UsageError
+from livprep.windows import Window, WindowBank
+
+Shape = tuple[int, int, int]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WindowSetting(_Frozen):
+    """One input channel: a window of HU, by level and width in HU."""
+
+    name: str
+    wl: float
+    ww: float
+
+    @classmethod
+    def of(cls, window: Window) -> WindowSetting:
+        """The setting that describes a window."""
+        return cls(name=window.name, wl=window.center_hu, ww=window.width_hu)
+
+    def window(self) -> Window:
+        """The window that the setting describes."""
+        return Window(self.wl, self.ww, self.name)
+
+
+class SamplingSettings(_Frozen):
+    """Odds of the three kinds of patches; they need not sum to 1.
+
+    `tumor` and `liver` patches contain a voxel of that label, `anywhere` patches lie uniformly in the volume.
+    """
+
+    tumor: float = Field(default=0.0, ge=0)
+    liver: float = Field(default=0.0, ge=0)
+    anywhere: float = Field(default=0.0, ge=0)
+
+
+class AugmentSettings(_Frozen):
+    """Strengths of the random changes of a batch; all zero changes nothing.
+
+    `probability` is that of each kind (intensity, affine) for one patch. `intensity` scales and shifts by up to
+    this fraction of the window, `gamma` is the largest change of the exponent, `noise` the largest standard
+    deviation as a fraction of the window, `rotation_deg` and `scale` the largest turn and zoom. Left-right flips
+    are off: on which side the liver lies is information.
+    """
+
+    probability: float = Field(default=0.5, ge=0, le=1)
+    intensity: float = Field(default=0.1, ge=0, lt=1)
+    gamma: float = Field(default=0.2, ge=0, lt=1)
+    noise: float = Field(default=0.05, ge=0)
+    rotation_deg: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.15, ge=0, lt=1)
+    flip_z: bool = False
+    flip_y: bool = False
+    flip_x: bool = False
+
+
+class SupervisionSettings(_Frozen):
+    """Weight of the coarse outputs in the loss: alpha, times `decay` each `decay_every` of the run (fraction)."""
+
+    alpha: float = Field(default=0.33, ge=0)
+    decay: float = Field(default=0.8, gt=0, le=1)
+    decay_every: float = Field(default=0.04, gt=0, le=1)
+
+
+class Settings(_Frozen):
+    """All that decides a training run.
+
+    Lengths of the run are in optimizer steps; patches are voxels along z, y, x; `time_s` is in seconds and ends
+    the run early. `milestones` and `warmup` are fractions of the run. `windows` is `stored` (every stored channel
+    in store order), names of stored channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself.
+    `window_source` says whether channels are derived from the packed HU (`packed`, the same bytes) or read from
+    the stored channels (`stored`).
+    """
+
+    stage: Literal["liver", "tumor", "multiclass"] = "liver"
+    preset: Literal["gpu", "fast-cpu"] = "gpu"
+    network: str = "resunet"
+    width: int = Field(default=16, ge=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    loss: str = "tversky"
+    windows: str | tuple[WindowSetting, ...] = "stored"
+    window_source: Literal["packed", "stored"] = "packed"
+    split: str = "default"
+    patch_zyx: Shape = (48, 256, 256)
+    batch: int = Field(default=2, ge=1)
+    steps: int = Field(default=40_000, ge=1)
+    time_s: float | None = Field(default=None, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    supervision: SupervisionSettings = SupervisionSettings()
+    sampling: SamplingSettings | None = None
+    augment: AugmentSettings = AugmentSettings()
+    seed: int = Field(default=0, ge=0)
+    deterministic: bool = False
+    device: str = "auto"
+    amp: Literal["none", "bf16"] = "none"
+    loader_threads: int = Field(default=2, ge=1)
+    prefetch: int = Field(default=4, ge=1)
+    validate_every: int = Field(default=1000, ge=0)
+    validation_cases: int | None = Field(default=None, ge=1)
+    train_dice_cases: int = Field(default=2, ge=0)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_s: float = Field(default=60.0, ge=0)
+
+    @field_validator("patch_zyx")
+    @classmethod
+    def _positive(cls, patch: Shape) -> Shape:
+        if min(patch) < 1:
+            raise ValueError(f"patch {patch}: expected positive sizes in voxels along z, y, x")
+        return patch
+
+    @field_validator("windows")
+    @classmethod
+    def _not_empty(cls, windows: str | tuple[WindowSetting, ...]) -> str | tuple[WindowSetting, ...]:
+        if not windows:
+            raise ValueError("windows: expected 'stored', names, hu:LEVEL/WIDTH or a list that is not empty")
+        return windows
+
+    @property
+    def bank(self) -> WindowBank:
+        """The windows in channel order; only after they were resolved against a store."""
+        if isinstance(self.windows, str):
+            raise UsageError(
+                "CONFIG_INVALID", f"windows {self.windows!r} are not resolved against a store yet"
+            )
+        return WindowBank(tuple(setting.window() for setting in self.windows))
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with some values changed, validated again."""
+        return _validated({**self.model_dump(), **changes})
+
+    def dump_yaml(self) -> str:
+        """The settings as YAML, in the order of the fields; `--config` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpu": {"amp": "bf16"},
+    "fast-cpu": {
+        "width": 8,
+        "patch_zyx": [32, 64, 64],
+        "batch": 2,
+        "steps": 600,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "gradient_clip": 1.0,
+        "validate_every": 200,
+        "overlap": 0.25,
+        "log_every": 1,
+    },
+}
+"""What a preset changes of the defaults; `gpu` follows method.md, `fast-cpu` was tuned on two cores."""
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    assignments: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    fallback_preset: str = "gpu",
+) -> Settings:
+    """Join preset, YAML file, `key=value` assignments and options into settings.
+
+    Parameters
+    ----------
+    preset
+        Name of a preset; without one, the file's, else `fallback_preset` (which the caller chose by device).
+    config
+        YAML file with keys of `Settings`.
+    assignments
+        `key=value`, the value in YAML; dots reach into groups (`augment.noise=0`).
+    options
+        Values of options that were given; None counts as not given.
+
+    Raises
+    ------
+    UsageError
+        CONFIG_INVALID: a key is unknown or duplicate, or a value is out of range.
+    """
+    given = _read_config(config) if config is not None else {}
+    for text in assignments:
+        given = _merged(given, _assignment(text))
+    given = _merged(given, {key: value for key, value in (options or {}).items() if value is not None})
+    name = preset or given.get("preset") or fallback_preset
+    if name not in PRESETS:
+        raise UsageError("CONFIG_INVALID", f"preset {name!r}: expected one of {', '.join(PRESETS)}")
+    return _validated(_merged(PRESETS[name], {**given, "preset": name}))
+
+
+def settings_from(data: Mapping[str, Any]) -> Settings:
+    """Read the form of `Settings.model_dump`, as a checkpoint holds it."""
+    return _validated(dict(data))
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a resolved `config.yaml` without joining a preset."""
+    return _validated(_read_config(path))
+
+
+def parse_windows(text: str, stored: WindowBank) -> tuple[WindowSetting, ...]:
+    """Turn `--windows` into channels: `stored`, names of stored channels, or `hu:LEVEL/WIDTH,...` in HU.
+
+    Raises
+    ------
+    UsageError
+        NO_WINDOWS: nothing is stored. CONFIG_INVALID: a name is not stored or the text does not parse.
+    """
+    if text.startswith("hu:"):
+        pairs = [re.fullmatch(r"\s*(-?[\d.]+)/([\d.]+)\s*", part) for part in text[3:].split(",")]
+        if not all(pairs):
+            raise UsageError(
+                "CONFIG_INVALID", f"windows {text!r}: expected hu:LEVEL/WIDTH,... in HU, as hu:40/220,60/140"
+            )
+        windows = [Window(float(pair[1]), float(pair[2])) for pair in pairs if pair]
+        return tuple(WindowSetting.of(window) for window in WindowBank(tuple(windows)))
+    if not len(stored):
+        raise UsageError(
+            "NO_WINDOWS",
+            "the store holds no windowed channels; run `livprep window --wl 40 --ww 220` first, "
+            "or pass --windows hu:40/220",
+        )
+    by_name = {window.name: window for window in stored}
+    names = list(by_name) if text == "stored" else [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in by_name]:
+        raise UsageError("CONFIG_INVALID", f"windows {unknown}: the store holds {', '.join(by_name)}")
+    return tuple(WindowSetting.of(by_name[name]) for name in names)
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds of a duration such as `90`, `45s`, `20m`, `2h` or `1h30m`."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if match is None or not any(match.groups()):
+        raise UsageError("USAGE", f"time {text!r}: expected a duration such as 90s, 20m, 2h or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    if (total := 3600 * hours + 60 * minutes + seconds) <= 0:
+        raise UsageError("USAGE", f"time {text!r}: expected a positive duration")
+    return total
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys; PyYAML keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key: Hashable = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError("CONFIG_INVALID", f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UsageError(
+            "CONFIG_INVALID", f"{path}: found {type(data).__name__}, expected a mapping of settings"
+        )
+    return data
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError("CONFIG_INVALID", f"--set {text!r}: expected key=value")
+    try:
+        parsed: Any = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UsageError("CONFIG_INVALID", f"--set {text!r}: {' '.join(str(error).split())}") from error
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = (
+            _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def _validated(data: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise UsageError("CONFIG_INVALID", f"settings: {faults}") from error

@@ -1,0 +1,281 @@
+"""The LiTS challenge's numbers, as its public scoring code of 2017-09-03 computes them.
+
+Liver = label >= 1, lesion = label 2. Where that code would divide by zero, this one is defined: see
+`lits_summary`. Two of its properties decide digits and are kept:
+
+* components are numbered in the raster order of the file's first axis, here the last array axis;
+* the union below a detected lesion's IoU takes, of the matched prediction, the components matched to the
+  reference lesion whose *number* equals that of the prediction's first component (the code compares numbers
+  of two different numberings). `own_union=True` gives the plain IoU instead.
+
+Not kept: its 8-bit mask, which would wrap beyond 255 reference lesions in one scan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from livprep.geometry import Triple
+from livprep.labels import Label, LabelArray
+from livtrain.metrics.masks import MaskScores, common_box, dice, score_masks
+
+LARGE = 9001.0
+"""The challenge's value for a distance or volume difference that does not exist."""
+_SCORES = ("dice", "jaccard", "voe", "rvd", "assd", "rmsd", "msd")
+_UNDEFINED = dict(zip(_SCORES, (0.0, 0.0, 1.0, LARGE, LARGE, LARGE, LARGE), strict=True))
+LITS_NAMES = (
+    "lesion_precision",
+    "lesion_recall",
+    "lesion_precision_greater_zero",
+    "lesion_recall_greater_zero",
+    *(f"lesion_{name}" for name in _SCORES),
+    "lesion_dice_per_case",
+    "lesion_dice_global",
+    *(f"liver_{name}" for name in _SCORES),
+    "liver_dice_per_case",
+    "liver_dice_global",
+    "RMSE_Tumorburden",
+    "MAXERROR_Tumorburden",
+)
+"""The 24 names of the scorer's output."""
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Lesions of one case at one overlap threshold.
+
+    Parameters
+    ----------
+    tp, fp, fn
+        Detected, prediction components - tp, reference lesions - tp. The scorer starts tp from the matched
+        prediction groups and takes off, for each that fails, the number of reference lesions merged in it.
+    pairs
+        For each detected lesion the component numbers of the prediction and of the reference.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    pairs: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class LitsCase:
+    """What the scorer keeps of one case.
+
+    Parameters
+    ----------
+    detection, any_overlap
+        Lesions at IoU > 0.5 and > 0.
+    lesions
+        Scores of each lesion detected at > 0.5.
+    liver
+        Scores of the liver, or None where the prediction has no voxel of label 1 or the reference no liver.
+    liver_predicted
+        Whether any voxel has label 1 (not >= 1).
+    lesion_sizes, liver_sizes
+        Voxels of the intersection, and of prediction plus reference.
+    burden_error
+        Tumor burden n(2) / n(>= 1) of the reference minus that of the prediction.
+    """
+
+    detection: Detection
+    any_overlap: Detection
+    lesions: tuple[MaskScores, ...]
+    liver: MaskScores | None
+    liver_predicted: bool
+    lesion_sizes: tuple[int, int]
+    liver_sizes: tuple[int, int]
+    burden_error: float
+
+
+def lits_case(
+    prediction: LabelArray, reference: LabelArray, spacing_mm: Triple, liver: MaskScores | None = None
+) -> LitsCase:
+    """Score one case.
+
+    Parameters
+    ----------
+    prediction, reference
+        Labels `(z, y, x)` in the axis order of the file (first file axis last).
+    spacing_mm
+        Spacing zyx in mm of the reference's header.
+    liver
+        Scores of label >= 1 if they are known already.
+
+    Raises
+    ------
+    GeometryError
+        The shapes differ.
+    """
+    box = common_box(prediction, reference)
+    p, r = prediction[box], reference[box]
+    parts_p, parts_r = components(p == Label.TUMOR), components(r == Label.TUMOR)
+    table = overlaps(parts_p, parts_r)
+    detection, any_overlap = detect(table, 0.5), detect(table, 0.0)
+    lesions: tuple[MaskScores, ...] = ()
+    if detection.tp > 0:  # merges can make it 0 or less although pairs remain; the scorer then skips them
+        lesions = tuple(_score_pair(parts_p, parts_r, pair, spacing_mm) for pair in detection.pairs)
+    liver_p, liver_r = p >= Label.LIVER, r >= Label.LIVER
+    predicted = bool((p == Label.LIVER).any())
+    if not predicted or not liver_r.any():
+        liver = None
+    elif liver is None:
+        liver = score_masks(liver_p, liver_r, spacing_mm)
+    return LitsCase(
+        detection=detection,
+        any_overlap=any_overlap,
+        lesions=lesions,
+        liver=liver,
+        liver_predicted=predicted,
+        lesion_sizes=_sizes(parts_p > 0, parts_r > 0),
+        liver_sizes=_sizes(liver_p, liver_r) if predicted else (0, int(np.count_nonzero(liver_r))),
+        burden_error=_burden(r) - (_burden(p) if predicted else LARGE),
+    )
+
+
+def components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Number the 6-connected components of a `(z, y, x)` mask from 1, in raster order of its transpose."""
+    # The scorer's numbers: order x, y, z, and an output in C order, on which scipy's numbering depends.
+    numbered = np.zeros(mask.shape[::-1], dtype=np.int32)
+    ndimage.label(mask.T, output=numbered)
+    return numbered.T
+
+
+def overlaps(parts_p: npt.NDArray[np.int32], parts_r: npt.NDArray[np.int32]) -> IntArray:
+    """Count voxels of each pair of components: `(n_p + 1, n_r + 1)`, row and column 0 are background."""
+    rows, columns = int(parts_p.max(initial=0)) + 1, int(parts_r.max(initial=0)) + 1
+    joint = parts_p.astype(np.int64) * columns + parts_r
+    return np.bincount(joint.ravel(), minlength=rows * columns).reshape(rows, columns)
+
+
+def detect(table: IntArray, min_overlap: float, *, own_union: bool = False) -> Detection:
+    """Match prediction components to reference lesions and keep those above an overlap.
+
+    1. A reference lesion is tied to the component that covers most of it (the first of equals); lesions tied
+       to one component are merged.
+    2. A component goes to the merged lesion that it covers most (the first of equals); components of one
+       merged lesion are merged.
+    3. A pair is detected if intersection / union > `min_overlap`, strictly.
+
+    Parameters
+    ----------
+    table
+        Result of `overlaps`.
+    own_union
+        Take the pair's true union instead of the scorer's (see the module).
+    """
+    count_p, count_r = table.shape[0] - 1, table.shape[1] - 1
+    hits = table[1:, 1:]
+    merged = _merge_references(hits)
+    columns = np.zeros((count_p, len(merged)), dtype=np.int64)
+    for k, group in enumerate(merged):
+        columns[:, k] = hits[:, [number - 1 for number in group]].sum(axis=1)
+    matched = [p for p in range(count_p) if columns[p].any()]
+    owner = {p + 1: int(columns[p].argmax()) for p in matched}  # component number -> index of merged lesion
+    groups = [tuple(p for p in owner if owner[p] == k) for k in range(len(merged))]
+    sizes_p, sizes_r = table.sum(axis=1), table.sum(axis=0)
+    label_of = {group[0]: k for k, group in enumerate(merged)}  # a merged lesion bears its first number
+    alive = set(range(len(merged)))
+    tp, pairs = 0, []
+    # The scorer goes through the groups by their first component; a failed group leaves later unions.
+    for k in sorted((k for k, group in enumerate(groups) if group), key=lambda k: groups[k][0]):
+        taken = k if own_union else label_of.get(groups[k][0], -1)
+        inside = groups[taken] if taken in alive else ()
+        rows = [p - 1 for p in groups[k]]
+        intersection = int(columns[rows, k].sum())
+        shared = int(columns[[p - 1 for p in inside], k].sum())
+        union = int(sizes_p[list(inside)].sum() + sizes_r[list(merged[k])].sum()) - shared
+        if intersection / union > min_overlap:
+            tp += 1
+            pairs.append((k, (groups[k], merged[k])))
+        else:
+            tp += 1 - len(merged[k])
+            alive.discard(k)
+    return Detection(tp, count_p - tp, count_r - tp, tuple(pair for _, pair in sorted(pairs)))
+
+
+def _merge_references(hits: IntArray) -> list[tuple[int, ...]]:
+    """Group the numbers of the reference lesions that are tied to one component, by their first number."""
+    tied: dict[int, list[int]] = {}
+    alone: list[tuple[int, ...]] = []
+    for index in range(hits.shape[1]):
+        column = hits[:, index]
+        if column.any():
+            tied.setdefault(int(column.argmax()), []).append(index + 1)
+        else:
+            alone.append((index + 1,))
+    return sorted([*alone, *(tuple(group) for group in tied.values())])
+
+
+def _score_pair(
+    parts_p: npt.NDArray[np.int32],
+    parts_r: npt.NDArray[np.int32],
+    pair: tuple[tuple[int, ...], tuple[int, ...]],
+    spacing_mm: Triple,
+) -> MaskScores:
+    return score_masks(np.isin(parts_p, pair[0]), np.isin(parts_r, pair[1]), spacing_mm)
+
+
+def _sizes(p: npt.NDArray[np.bool_], r: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    return int(np.count_nonzero(p & r)), int(np.count_nonzero(p)) + int(np.count_nonzero(r))
+
+
+def _burden(labels: LabelArray) -> float:
+    """n(label 2) / n(label >= 1); 0 without any liver, where the scorer would divide by zero."""
+    liver = int(np.count_nonzero(labels >= Label.LIVER))
+    return int(np.count_nonzero(labels == Label.TUMOR)) / liver if liver else 0.0
+
+
+def lits_summary(cases: Sequence[LitsCase]) -> dict[str, float]:
+    """The scorer's 24 numbers over a data set, by `LITS_NAMES`.
+
+    Means run over cases, those of `lesion_dice` ... `lesion_msd` over the lesions detected at > 0.5, and
+    detection is pooled. Defined here, where the scorer would fail: a global Dice is 1 if no voxel exists in
+    either set (as its Dice per case), and the burden of a reference without liver is 0. No case at all gives
+    NaN.
+    """
+    if not cases:
+        return dict.fromkeys(LITS_NAMES, math.nan)
+    values: dict[str, float] = {}
+    for suffix, found in (
+        ("", [case.detection for case in cases]),
+        ("_greater_zero", [case.any_overlap for case in cases]),
+    ):
+        tp = sum(d.tp for d in found)
+        values[f"lesion_precision{suffix}"] = _ratio(tp, sum(d.tp + d.fp for d in found))
+        values[f"lesion_recall{suffix}"] = _ratio(tp, sum(d.tp + d.fn for d in found))
+    lesions = [score for case in cases for score in case.lesions]
+    for name in _SCORES:
+        detected = [getattr(score, name) for score in lesions]
+        values[f"lesion_{name}"] = float(np.mean(detected)) if detected else _UNDEFINED[name]
+        liver = [_UNDEFINED[name] if case.liver is None else getattr(case.liver, name) for case in cases]
+        values[f"liver_{name}"] = float(np.mean(liver))
+    values["lesion_dice_per_case"] = float(np.mean([_dice_or_one(case.lesion_sizes) for case in cases]))
+    values["liver_dice_per_case"] = float(
+        np.mean([_dice_or_one(case.liver_sizes) if case.liver_predicted else 0.0 for case in cases])
+    )
+    for organ in ("lesion", "liver"):
+        sizes = np.array([getattr(case, f"{organ}_sizes") for case in cases])
+        values[f"{organ}_dice_global"] = _dice_or_one((int(sizes[:, 0].sum()), int(sizes[:, 1].sum())))
+    errors = np.array([case.burden_error for case in cases])
+    values["RMSE_Tumorburden"] = float(np.sqrt(np.mean(errors**2)))
+    values["MAXERROR_Tumorburden"] = float(errors.max())
+    return {name: values[name] for name in LITS_NAMES}
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _dice_or_one(sizes: tuple[int, int]) -> float:
+    value = dice(*sizes)
+    return 1.0 if math.isnan(value) else value

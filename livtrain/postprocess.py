@@ -1,0 +1,96 @@
+"""What happens to masks after the network: components, holes, margins."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from livprep.geometry import Triple
+
+BoolArray = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+
+def dilate_mm(mask_ZYX: Tensor, spacing_mm: Triple, radius_mm: float) -> Tensor:
+    """Mark every voxel whose center lies within `radius_mm` of a marked voxel's center.
+
+    Exact Euclidean balls on anisotropic grids, on any device: the squared distance separates by axes,
+    d2(v) = min over offsets k of f(v + k) + (k * spacing)^2, and offsets beyond the radius cannot matter.
+
+    Parameters
+    ----------
+    mask_ZYX
+        Bool tensor.
+    spacing_mm
+        Voxel distances, zyx, mm.
+    """
+    limit = radius_mm * radius_mm * (1 + 1e-6)  # a voxel exactly at the radius stays inside in float32
+    far = limit * 2 + 1
+    distance2 = torch.where(mask_ZYX.bool(), 0.0, far).to(torch.float32)
+    for axis, step_mm in enumerate(spacing_mm):
+        size = distance2.shape[axis]
+        best = distance2.clone()
+        for k in range(1, min(math.floor(radius_mm / step_mm + 1e-6), size - 1) + 1):
+            cost = (k * step_mm) ** 2
+            low, high = distance2.narrow(axis, 0, size - k), distance2.narrow(axis, k, size - k)
+            toward_high = best.narrow(axis, 0, size - k)
+            torch.minimum(toward_high, high + cost, out=toward_high)
+            toward_low = best.narrow(axis, k, size - k)
+            torch.minimum(toward_low, low + cost, out=toward_low)
+        distance2 = best
+    return distance2 <= limit
+
+
+def bounding_box(mask: BoolArray) -> Box | None:
+    """Smallest box that holds all marked voxels of a `(z, y, x)` mask, or None if there are none."""
+    slices = []
+    for axis in range(3):
+        others = tuple(k for k in range(3) if k != axis)
+        hits = np.flatnonzero(mask.any(axis=others))
+        if hits.size == 0:
+            return None
+        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return slices[0], slices[1], slices[2]
+
+
+def grow_box(box: Box, margin_zyx: tuple[int, int, int], shape_zyx: tuple[int, int, int]) -> Box:
+    """Widen a box by voxels on both sides, within the volume."""
+    z, y, x = (
+        slice(max(s.start - m, 0), min(s.stop + m, n))
+        for s, m, n in zip(box, margin_zyx, shape_zyx, strict=True)
+    )
+    return z, y, x
+
+
+def largest_component(mask: BoolArray) -> BoolArray:
+    """Keep the largest 6-connected component of a `(z, y, x)` mask (the first of equals)."""
+    components, count = ndimage.label(mask)
+    if count <= 1:
+        return mask.copy()
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    kept: BoolArray = components == int(sizes.argmax())
+    return kept
+
+
+def fill_holes(mask: BoolArray) -> BoolArray:
+    """Mark every background voxel of a `(z, y, x)` mask that no 6-connected path leads out of the volume."""
+    filled: BoolArray = ndimage.binary_fill_holes(mask)
+    return filled
+
+
+def drop_small(mask: BoolArray, voxel_volume_ml: float, min_ml: float) -> BoolArray:
+    """Remove 6-connected components below `min_ml` milliliters."""
+    if min_ml <= 0:
+        return mask.copy()
+    components, _ = ndimage.label(mask)
+    sizes_ml = np.bincount(components.ravel()) * voxel_volume_ml
+    keep = sizes_ml >= min_ml * (1 - 1e-9)
+    keep[0] = False
+    kept: BoolArray = keep[components]
+    return kept

@@ -1,0 +1,178 @@
+"""What a run will do, decided before it starts: device, cases, windows, patch. Each choice is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from livprep.errors import UsageError
+from livprep.prepare import Preparation
+from livprep.provenance import digest_of
+from livprep.splits import Split, make_split
+from livtrain.config import Settings, parse_windows
+from livtrain.loader import LoaderCase
+from livtrain.sampling import Shape
+
+Say = Callable[[str], None]
+PATCH_MULTIPLE = 8
+"""Patches are clipped to volumes in steps of this, because networks halve each axis three times."""
+
+
+class TrainingCase(LoaderCase, Protocol):
+    """What a run asks of `livprep.store.CaseStore`."""
+
+    @property
+    def patient(self) -> str: ...
+    @property
+    def label_counts(self) -> dict[str, int] | None: ...
+
+
+class TrainingStore(Protocol):
+    """What a run asks of `livprep.store.Store`."""
+
+    @property
+    def preparation(self) -> Preparation: ...
+    def __getitem__(self, case_id: str, /) -> TrainingCase: ...
+    def __iter__(self) -> Any: ...
+    def __contains__(self, case_id: object, /) -> bool: ...
+    def read_split(self, name: str, /) -> Split | None: ...
+    def write_split(self, split: Split, /) -> Any: ...
+    def split_names(self) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with every choice made."""
+
+    settings: Settings
+    cases: Mapping[str, TrainingCase]
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    preparation: dict[str, Any]
+    store_digest: str
+
+
+def default_preset(device: str) -> str:
+    """The preset for a device (`auto` takes CUDA if it is there): `gpu` or `fast-cpu`."""
+    return "gpu" if choose_device(device).type == "cuda" else "fast-cpu"
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:1` into a device that exists."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(
+            "CONFIG_INVALID", f"device {device!r}: expected auto, cpu, cuda or cuda:N"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            "CONFIG_INVALID",
+            f"device {device!r}: {torch.cuda.device_count()} CUDA devices found; use --device cpu",
+        )
+    return chosen
+
+
+def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
+    """Make every choice that the settings leave open.
+
+    Raises
+    ------
+    UsageError
+        STORE_EMPTY, SPLIT_INVALID, NO_WINDOWS or CONFIG_INVALID.
+    """
+    device = choose_device(settings.device)
+    say(f"device: {device}; preset: {settings.preset}")
+    split = _split(store, settings.split, say)
+    train, val = (_labelled(store, part) for part in (split.train, split.val))
+    if not train:
+        raise UsageError(
+            "SPLIT_INVALID", f"split {split.name!r}: none of its training cases is stored with labels"
+        )
+    held_out = ", ".join(val) if val else "none: trained without validation"
+    say(f"split: {split.name}: {len(train)} cases to train, {len(val)} to validate ({held_out})")
+    cases = {case_id: store[case_id] for case_id in (*train, *val)}
+    settings = _windows(cases, settings, say)
+    patch = _clipped(settings.patch_zyx, [cases[case_id].shape_zyx for case_id in train])
+    clipped = (
+        "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
+    )
+    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}, {settings.steps} steps")
+    return Plan(
+        settings=settings.replace(patch_zyx=patch, device=str(device)),
+        cases=cases,
+        train=train,
+        val=val,
+        preparation=store.preparation.as_dict(),
+        store_digest=_digest(cases),
+    )
+
+
+def _split(store: TrainingStore, name: str, say: Say) -> Split:
+    recorded = store.read_split(name)
+    if recorded is not None:
+        return recorded
+    if name != "default":
+        known = ", ".join(store.split_names()) or "none"
+        raise UsageError(
+            "SPLIT_INVALID", f"split {name!r} is not recorded (recorded: {known}); run `livprep split`"
+        )
+    labelled = _labelled(store, tuple(store))
+    if not labelled:
+        raise UsageError("STORE_EMPTY", "the store holds no labelled cases; run `livprep ingest` first")
+    split = make_split({case_id: store[case_id].patient for case_id in labelled}, name=name)
+    store.write_split(split)
+    say("split: made and recorded as 'default' (by patient, 20 % to validate, seed 0)")
+    return split
+
+
+def _labelled(store: TrainingStore, case_ids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(case_id for case_id in case_ids if case_id in store and store[case_id].has_labels)
+
+
+def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) -> Settings:
+    """Resolve the channels, and check that every case that should hold them does."""
+    if isinstance(settings.windows, str):
+        named = not settings.windows.startswith("hu:")
+        first = next(iter(cases.values()))
+        settings = settings.replace(windows=parse_windows(settings.windows, first.windows))
+    else:
+        named = False
+    if named or settings.window_source == "stored":
+        for case_id, case in cases.items():
+            if missing := [window.name for window in settings.bank if window not in tuple(case.windows)]:
+                raise UsageError(
+                    "NO_WINDOWS",
+                    f"case {case_id} does not store the channels {missing}; run `livprep window` again",
+                )
+    listed = ", ".join(f"{w.name} (WL {w.center_hu:g} WW {w.width_hu:g} HU)" for w in settings.bank)
+    say(f"windows: {listed}")
+    return settings
+
+
+def _clipped(patch_zyx: Shape, shapes: list[Shape]) -> Shape:
+    """A patch no larger than the largest volume, rounded up to what networks take."""
+    z, y, x = (
+        min(size, -(-max(lengths) // PATCH_MULTIPLE) * PATCH_MULTIPLE)
+        for size, lengths in zip(patch_zyx, zip(*shapes, strict=True), strict=True)
+    )
+    return (z, y, x)
+
+
+def _digest(cases: Mapping[str, TrainingCase]) -> str:
+    """Digest of what the cases are; a resumed run must see the same."""
+    return digest_of(
+        {
+            case_id: {"geometry": case.geometry.as_dict(), "labels": case.label_counts}
+            for case_id, case in cases.items()
+        }
+    )
+
+
+def _text(shape_zyx: Shape) -> str:
+    return "x".join(str(size) for size in shape_zyx)
