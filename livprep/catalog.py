@@ -184,15 +184,11 @@ def _check_case(case: IrcadbCase, roles: MaskRoles) -> None:
             "(to count a look-alike as tumor use disputed_as_tumor)"
         )
     if case.tumor_voxels is not None and case.tumor_free != (case.tumor_voxels == 0):
-        raise ValueError(
-            f"patient {case.number}: tumor_free is {case.tumor_free} at {case.tumor_voxels} tumor voxels"
-        )
+        raise ValueError(f"patient {case.number}: tumor_free is {case.tumor_free} at {case.tumor_voxels} tumor voxels")
     if min(case.spacing_mm) <= 0:
         raise ValueError(f"patient {case.number}: spacing {case.spacing_mm} mm, expected positive values")
     if case.liver_slices is not None and not 0 <= case.liver_slices[0] <= case.liver_slices[1] < case.slices:
-        raise ValueError(
-            f"patient {case.number}: liver slices {case.liver_slices} outside 0...{case.slices - 1}"
-        )
+        raise ValueError(f"patient {case.number}: liver slices {case.liver_slices} outside 0...{case.slices - 1}")
 
 
 class NumberRange(_Fact):
@@ -244,9 +240,7 @@ class LitsRepair(_Fact):
             if sign < 0:
                 origin[axis] += (shape_zyx[2 - column] - 1) * self.spacing_mm[2 - column]
         rows: list[Triple] = [(row[0], row[1], row[2]) for row in direction]
-        return Geometry(
-            shape_zyx, self.spacing_mm, (origin[0], origin[1], origin[2]), (rows[0], rows[1], rows[2])
-        )
+        return Geometry(shape_zyx, self.spacing_mm, (origin[0], origin[1], origin[2]), (rows[0], rows[1], rows[2]))
 
 
 class LitsFile(NamedTuple):
@@ -309,9 +303,7 @@ class LitsFacts(_Fact):
         for repair in self.repairs:
             header = self.header_of(repair.number)
             if header is not None and header.truth != repair.orientation:
-                raise ValueError(
-                    f"LiTS {repair.number}: repair {repair.orientation}, header table {header.truth}"
-                )
+                raise ValueError(f"LiTS {repair.number}: repair {repair.orientation}, header table {header.truth}")
         return self
 
     def repair(self, number: int) -> LitsRepair | None:
@@ -395,9 +387,7 @@ class Catalog(_Fact):
     @model_validator(mode="after")
     def _check(self) -> Self:
         pairs = {(pair.ircadb, pair.lits) for pair in self.overlaps.pairs}
-        if pairs != {(case.number, case.lits) for case in self.ircadb.cases} or len(pairs) != len(
-            self.overlaps.pairs
-        ):
+        if pairs != {(case.number, case.lits) for case in self.ircadb.cases} or len(pairs) != len(self.overlaps.pairs):
             raise ValueError("overlaps and the `lits` numbers of the 3DIRCADb cases differ")
         if wrong := sorted(pair for pair in pairs if pair[1] != 27 + pair[0]):
             raise ValueError(f"overlaps {wrong}: expected LiTS 27 + N for 3DIRCADb N")
@@ -406,9 +396,7 @@ class Catalog(_Fact):
         for repair in self.lits.repairs:
             case = self.ircadb.case(repair.ircadb)
             if case is not None and (repair.spacing_mm, repair.slices) != (case.spacing_mm, case.slices):
-                raise ValueError(
-                    f"LiTS {repair.number}: spacing or slices differ from 3DIRCADb {case.number}"
-                )
+                raise ValueError(f"LiTS {repair.number}: spacing or slices differ from 3DIRCADb {case.number}")
         both = {case.lits for case in self.ircadb.cases}
         if {case.lits for case in self.ircadb.cases if case.tumor_free} != both & set(self.lits.tumor_free):
             raise ValueError("the tumor-free cases of 3DIRCADb and LiTS do not coincide")
@@ -497,6 +485,4 @@ def _first_faults(error: ValidationError, limit: int = 3) -> str:
 
 def dump_catalog(catalog: Catalog) -> str:
     """Write a catalogue as YAML text that `load_catalog` reads back to an equal one."""
-    return yaml.safe_dump(
-        catalog.as_dict(), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-    )
+    return yaml.safe_dump(catalog.as_dict(), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)

@@ -29,13 +29,15 @@ CODES: dict[str, CodeInfo] = {
         "Run `livprep window --wl 40 --ww 220`, or give `livtrain fit --windows hu:40/220`.",
         _USAGE,
     ),
-    "STORE_MISSING": CodeInfo("There is no store at the given path.", "Run `livprep ingest` first or pass --store.", _USAGE),
+    "STORE_MISSING": CodeInfo(
+        "There is no store at the given path.", "Run `livprep ingest` first or pass --store.", _USAGE
+    ),
     "STORE_UNREADABLE": CodeInfo(
-        "The path exists but is no readable livprep store.", "Check --store, or restore the store from a copy.", _USAGE
+        "The path exists but is no readable livprep store.",
+        "Check --store, or restore the store from a copy.",
+        _USAGE,
     ),
-    "STORE_NEWER": CodeInfo(
-        "The store was written by a newer livprep.", "Update livprep.", _USAGE
-    ),
+    "STORE_NEWER": CodeInfo("The store was written by a newer livprep.", "Update livprep.", _USAGE),
     "STORE_PREPARATION": CodeInfo(
         "The store was prepared differently (spacing, interpolation or profile).",
         "Use another --store, or --replace to rebuild the cases.",
@@ -47,9 +49,13 @@ CODES: dict[str, CodeInfo] = {
         "A published case does not match its manifest.", "Ingest the case again with --replace.", 4
     ),
     "STORE_WINDOW_EXISTS": CodeInfo(
-        "A window of that name with other settings is stored.", "Choose another --name or --remove it first.", _USAGE
+        "A window of that name with other settings is stored.",
+        "Choose another --name or --remove it first.",
+        _USAGE,
     ),
-    "WINDOW_INVALID": CodeInfo("The window is not usable.", "The width must be positive and both values finite.", _USAGE),
+    "WINDOW_INVALID": CodeInfo(
+        "The window is not usable.", "The width must be positive and both values finite.", _USAGE
+    ),
     "CATALOG_INVALID": CodeInfo("The catalogue does not parse.", "See `livprep catalog`.", _USAGE),
     "CONFIG_INVALID": CodeInfo("A setting is unknown or out of range.", "See `livtrain fit --help`.", _USAGE),
     "SPLIT_INVALID": CodeInfo("The split does not fit the store or crosses patients.", "See `livprep split`.", _USAGE),
@@ -65,7 +71,8 @@ CODES: dict[str, CodeInfo] = {
     # sources
     "NOTHING_FOUND": CodeInfo(
         "No case of a known data set lies under the given sources.",
-        "Point at the folder that holds 3Dircadb1.N folders or volume-N.nii files; `livprep inspect` shows what is there.",
+        "Point at the folder that holds 3Dircadb1.N folders or volume-N.nii files; "
+        "`livprep inspect` shows what is there.",
         _CASE,
     ),
     "CASE_UNKNOWN": CodeInfo(
@@ -79,7 +86,9 @@ CODES: dict[str, CodeInfo] = {
     "SOURCE_CHANGED": CodeInfo(
         "The case is published from other source bytes or settings.", "Pass --replace to rebuild it.", _CASE
     ),
-    "SOURCE_MISSING": CodeInfo("A source file is missing or cannot be opened.", "Check the path and permissions.", _CASE),
+    "SOURCE_MISSING": CodeInfo(
+        "A source file is missing or cannot be opened.", "Check the path and permissions.", _CASE
+    ),
     "MASK_MISSING": CodeInfo("The masks of the case are missing.", "Download the case again.", _CASE),
     "MASK_UNLISTED": CodeInfo(
         "A mask folder has a name that the catalogue does not list.",
@@ -87,31 +96,45 @@ CODES: dict[str, CodeInfo] = {
         0,
     ),
     "MASK_DISPUTED": CodeInfo(
-        "A mask that some users count as tumor is not hepatic and is not used.", "Use --catalog to decide otherwise.", 0
+        "A mask that some users count as tumor is not hepatic and is not used.",
+        "Use --catalog to decide otherwise.",
+        0,
     ),
     "MASK_SHAPE": CodeInfo("A mask has another shape than its scan.", "Download the case again.", _CASE),
     "MASK_VALUE": CodeInfo("A mask holds values other than 0, 1 and 255.", "Download the case again.", _CASE),
     "MASK_GEOMETRY": CodeInfo("A mask lies elsewhere than its scan.", "Download the case again.", _CASE),
-    "MASK_OUTSIDE_LIVER": CodeInfo("Tumor voxels lie outside the liver mask; they are kept as tumor.", "Nothing to do.", 0),
+    "MASK_OUTSIDE_LIVER": CodeInfo(
+        "Tumor voxels lie outside the liver mask; they are kept as tumor.", "Nothing to do.", 0
+    ),
     "LABEL_UNKNOWN": CodeInfo("A label image holds values other than 0, 1 and 2.", "Check the file.", _CASE),
     "LABEL_AFFINE": CodeInfo(
-        "The label's affine differs from the scan's although the shapes agree; the scan's is used.", "Nothing to do.", 0
+        "The label's affine differs from the scan's although the shapes agree; the scan's is used.",
+        "Nothing to do.",
+        0,
     ),
     "CATALOG_MISMATCH": CodeInfo(
-        "The scan differs from what the catalogue says of it.", "Check that the folder holds the case it is named after.", _CASE
+        "The scan differs from what the catalogue says of it.",
+        "Check that the folder holds the case it is named after.",
+        _CASE,
     ),
     "ARCHIVE_BAD": CodeInfo("A zip is damaged or hostile.", "Download it again.", _CASE),
     "ARCHIVE_LIMIT": CodeInfo("A zip expands beyond the limits.", "Check where it comes from.", _CASE),
     "GZIP_CORRUPT": CodeInfo("A gzip stream is truncated or fails its CRC.", "Download the file again.", _CASE),
     "NIFTI_HEADER": CodeInfo("The NIfTI header is unusable.", "Check the file.", _CASE),
     "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
-    "NIFTI_AFFINE": CodeInfo("The NIfTI affine is not finite, or sheared, or contradicts its spacing.", "Check the file.", _CASE),
+    "NIFTI_AFFINE": CodeInfo(
+        "The NIfTI affine is not finite, or sheared, or contradicts its spacing.", "Check the file.", _CASE
+    ),
     "NIFTI_DIM": CodeInfo("The NIfTI is no 3-D volume or exceeds the limits.", "Check the file.", _CASE),
-    "NIFTI_NO_AFFINE": CodeInfo("The NIfTI sets neither sform nor qform; orientation is assumed.", "Check left and right.", 0),
+    "NIFTI_NO_AFFINE": CodeInfo(
+        "The NIfTI sets neither sform nor qform; orientation is assumed.", "Check left and right.", 0
+    ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
     "DICOM_UNREADABLE": CodeInfo("A file is no readable DICOM.", "Remove it or download it again.", _CASE),
-    "DICOM_SYNTAX": CodeInfo("The pixel data use a compression that no installed decoder reads.", "Install the codecs.", _CASE),
+    "DICOM_SYNTAX": CodeInfo(
+        "The pixel data use a compression that no installed decoder reads.", "Install the codecs.", _CASE
+    ),
     "PIXELDATA_SHORT": CodeInfo("A slice holds fewer pixel bytes than its header says.", "Download it again.", _CASE),
     "PIXELDATA_MISSING": CodeInfo("A slice has no pixel data.", "Download it again.", _CASE),
     "SERIES_TAG": CodeInfo("A slice lacks a tag that geometry or HU need.", "Check the source.", _CASE),
@@ -119,19 +142,31 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_SHAPE": CodeInfo("Slices of a series differ in rows or columns.", "Check the source.", _CASE),
     "SERIES_SPACING": CodeInfo("Slices of a series differ in pixel spacing.", "Check the source.", _CASE),
     "SERIES_ORIENTATION": CodeInfo("Slices of a series differ in orientation.", "Check the source.", _CASE),
-    "SERIES_TILT": CodeInfo("Slice positions do not lie along the slice normal (gantry tilt or shift).", "Resample first.", _CASE),
+    "SERIES_TILT": CodeInfo(
+        "Slice positions do not lie along the slice normal (gantry tilt or shift).", "Resample first.", _CASE
+    ),
     "SERIES_GAP": CodeInfo("Slices are missing or unevenly spaced.", "Download the series again.", _CASE),
     "SERIES_DUPLICATE": CodeInfo("Two slices lie at one position.", "Remove the duplicate.", _CASE),
     "SERIES_INCOMPLETE": CodeInfo("The series has fewer slices than it should.", "Download it again.", _CASE),
     "SERIES_UID_MISSING": CodeInfo("The series UID is empty; slices were grouped by folder.", "Nothing to do.", 0),
-    "SERIES_THICKNESS": CodeInfo("Slice thickness differs from the slice distance; the distance is used.", "Nothing to do.", 0),
+    "SERIES_THICKNESS": CodeInfo(
+        "Slice thickness differs from the slice distance; the distance is used.", "Nothing to do.", 0
+    ),
     "SERIES_SOP_CLASS": CodeInfo("The SOP class is empty or unusual; Modality CT decided.", "Nothing to do.", 0),
     # running
-    "DIVERGED": CodeInfo("Training diverged (loss is not finite).", "Lower the learning rate; the last good checkpoint is kept.", 70),
+    "DIVERGED": CodeInfo(
+        "Training diverged (loss is not finite).",
+        "Lower the learning rate; the last good checkpoint is kept.",
+        70,
+    ),
     "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
     "IO": CodeInfo("Reading or writing failed.", "Check the disk and run again; published cases are safe.", 74),
     "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again to continue.", 75),
-    "WORKER_LOST": CodeInfo("The case killed its worker process twice and is set aside.", "Ingest it alone with --workers 1.", _CASE),
+    "WORKER_LOST": CodeInfo(
+        "The case killed its worker process twice and is set aside.",
+        "Ingest it alone with --workers 1.",
+        _CASE,
+    ),
     "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
 }
 

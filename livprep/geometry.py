@@ -120,9 +120,7 @@ class Geometry:
     @property
     def orientation(self) -> str:
         """Anatomical letters toward which the x, y and z index grow, e.g. `LPS`."""
-        return "".join(
-            _LETTERS[axis][int(sign > 0)] for axis, sign in (self._nearest(column) for column in range(3))
-        )
+        return "".join(_LETTERS[axis][int(sign > 0)] for axis, sign in (self._nearest(column) for column in range(3)))
 
     def _nearest(self, column: int) -> tuple[int, int]:
         """LPS axis that an array index follows most closely, and its sign."""

@@ -102,9 +102,7 @@ def prepare(volume: LabelledVolume, preparation: Preparation) -> LabelledVolume:
     return LabelledVolume(Volume(hu, grid), None if labels is None else LabelMap(labels, grid))
 
 
-def restore(
-    values_CZYX: npt.NDArray[np.float32], prepared: Geometry, source: Geometry
-) -> npt.NDArray[np.float32]:
+def restore(values_CZYX: npt.NDArray[np.float32], prepared: Geometry, source: Geometry) -> npt.NDArray[np.float32]:
     """Bring `(c, z, y, x)` float32 values from a prepared grid back to the source's grid and axis order.
 
     Exact (a pure reordering) where the spacing was native; linear interpolation otherwise.

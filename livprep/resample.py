@@ -62,9 +62,7 @@ _KERNELS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.flo
 }
 
 
-def axis_weights(
-    n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bool
-) -> sparse.csr_array[np.float32]:
+def axis_weights(n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bool) -> sparse.csr_array[np.float32]:
     """Weights `(n_out, n_in)` float32 of one axis; `ratio` = new spacing / old spacing. Rows sum to 1."""
     function, radius = _KERNELS[kernel]
     stretch = max(1.0, ratio) if antialias else 1.0
@@ -80,9 +78,7 @@ def axis_weights(
     return sparse.csr_array(matrix, dtype=np.float32)
 
 
-def _apply_axes(
-    array: npt.NDArray[Any], old: Geometry, new: Geometry, kernel: str, *, antialias: bool
-) -> FloatArray:
+def _apply_axes(array: npt.NDArray[Any], old: Geometry, new: Geometry, kernel: str, *, antialias: bool) -> FloatArray:
     """Filter a `(z, y, x)` array slice by slice in y and x, then along z; float32 result on `new`."""
     wz, wy, wx = (
         axis_weights(n, m, t / s, kernel, antialias=antialias) if (n, s) != (m, t) else None

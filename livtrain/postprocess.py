@@ -61,8 +61,7 @@ def bounding_box(mask: BoolArray) -> Box | None:
 def grow_box(box: Box, margin_zyx: tuple[int, int, int], shape_zyx: tuple[int, int, int]) -> Box:
     """Widen a box by voxels on both sides, within the volume."""
     z, y, x = (
-        slice(max(s.start - m, 0), min(s.stop + m, n))
-        for s, m, n in zip(box, margin_zyx, shape_zyx, strict=True)
+        slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(box, margin_zyx, shape_zyx, strict=True)
     )
     return z, y, x
 
@@ -94,3 +93,13 @@ def drop_small(mask: BoolArray, voxel_volume_ml: float, min_ml: float) -> BoolAr
     keep[0] = False
     kept: BoolArray = keep[components]
     return kept
+
+
+def box_at_least(box: Box, size_zyx: tuple[int, int, int], shape_zyx: tuple[int, ...]) -> Box:
+    """Widen a box about its center to at least `size_zyx` voxels, as far as the volume reaches."""
+    slices = []
+    for s, wanted, length in zip(box, size_zyx, shape_zyx, strict=True):
+        lack = max(min(wanted, length) - (s.stop - s.start), 0)
+        start = min(max(s.start - lack // 2, 0), length - (s.stop - s.start) - lack)
+        slices.append(slice(start, start + (s.stop - s.start) + lack))
+    return slices[0], slices[1], slices[2]

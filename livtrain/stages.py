@@ -13,12 +13,14 @@ from torch import Tensor
 
 from livprep.errors import UsageError
 from livprep.geometry import Triple
-from livprep.labels import Label
+from livprep.labels import Label, LabelArray
 from livtrain.postprocess import dilate_mm
 
 StageName = Literal["liver", "tumor", "multiclass"]
 Labels = TypeVar("Labels", Tensor, npt.NDArray[Any])
 
+THRESHOLD = 0.5
+"""Probability from which a voxel counts as foreground."""
 LIVER_MARGIN_MM = 10.0
 """Stage 2 sees the liver (in training the reference, at prediction stage 1's) and this much around it."""
 
@@ -74,6 +76,16 @@ class Stage:
     def probabilities(self, logits_BKZYX: Tensor) -> Tensor:
         """Sigmoid of one map, softmax of several; float32, same shape."""
         return probabilities(logits_BKZYX)
+
+    def labels(self, probabilities_KZYX: npt.NDArray[np.float32]) -> LabelArray:
+        """Labels `(z, y, x)` of probabilities: from 0.5 on with one map, the largest of several.
+
+        `liver` gives 0 and 1, `tumor` 0 and 2, `multiclass` 0, 1 and 2.
+        """
+        if self.out_channels > 1:
+            return probabilities_KZYX.argmax(axis=0).astype(np.uint8)
+        value = Label.LIVER if self.name == "liver" else Label.TUMOR
+        return np.where(probabilities_KZYX[0] >= THRESHOLD, np.uint8(value), np.uint8(Label.BACKGROUND))
 
 
 def probabilities(logits_BKZYX: Tensor) -> Tensor:

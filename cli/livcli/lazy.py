@@ -87,4 +87,7 @@ def _internal(program: str, error: BaseException) -> None:
 
 def _say(program: str, code: str, message: str, remedy: str) -> None:
     line = " ".join(message.split())
-    click.echo(f"{program}: {code}: {line} {remedy}" if remedy and remedy not in line else f"{program}: {code}: {line}", err=True)
+    click.echo(
+        f"{program}: {code}: {line} {remedy}" if remedy and remedy not in line else f"{program}: {code}: {line}",
+        err=True,
+    )

@@ -42,7 +42,12 @@ def output_options(command: F) -> F:
     command = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")(command)
     command = click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")(command)
     return click.option(
-        "-v", "--verbose", count=True, callback=_verbosity, expose_value=False, help="Log what happens; -v shows tracebacks."
+        "-v",
+        "--verbose",
+        count=True,
+        callback=_verbosity,
+        expose_value=False,
+        help="Log what happens; -v shows tracebacks.",
     )(command)
 
 

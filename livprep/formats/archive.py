@@ -33,7 +33,7 @@ def walk(root: Path) -> Iterator[tuple[tuple[str, ...], FileRef]]:
     The parts of a zip are its stem followed by the names inside, so zipped and loose data look alike. Symbolic
     links that leave the root, sockets, FIFOs and devices are not followed. The order is sorted.
     """
-    root = Path(os.path.abspath(root))
+    root = Path(root).absolute()
     if not root.exists():
         raise SourceError("SOURCE_MISSING", f"{root}: no such file or folder")
     yield from _walk_path(root, (), root)

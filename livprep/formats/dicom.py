@@ -37,7 +37,10 @@ COSINE_TOLERANCE = 1e-4
 THICKNESS_TOLERANCE_MM = 0.01
 MAX_SIDE = 4096
 
-CT_SOP_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.2"}  # CT, legacy converted enhanced CT
+CT_SOP_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+}  # CT, legacy converted enhanced CT
 
 IntArray = npt.NDArray[np.int16]
 
@@ -223,7 +226,8 @@ def _check_uniform(role: str, slices: Sequence[Slice]) -> None:
             )
         if not np.allclose(entry.spacing_yx, first.spacing_yx, rtol=0, atol=SPACING_TOLERANCE_MM):
             raise SourceError(
-                "SERIES_SPACING", f"{entry.ref}: pixel spacing {entry.spacing_yx} mm, expected {first.spacing_yx}"
+                "SERIES_SPACING",
+                f"{entry.ref}: pixel spacing {entry.spacing_yx} mm, expected {first.spacing_yx}",
             )
         if not np.allclose(entry.orientation, first.orientation, rtol=0, atol=COSINE_TOLERANCE):
             raise SourceError("SERIES_ORIENTATION", f"{entry.ref}: its orientation differs from the other slices'")
@@ -259,7 +263,10 @@ def _check_positions(
     dz = shortest_decimal(dz)
     if first.thickness and abs(first.thickness - dz) > THICKNESS_TOLERANCE_MM:
         return dz, (
-            Note("SERIES_THICKNESS", f"{role}: thickness {first.thickness:g} mm, slice distance {dz:g} mm is used"),
+            Note(
+                "SERIES_THICKNESS",
+                f"{role}: thickness {first.thickness:g} mm, slice distance {dz:g} mm is used",
+            ),
         )
     return dz, ()
 

@@ -27,6 +27,7 @@ MAX_SIDE = 4096
 PIXDIM_TOLERANCE_MM = 1e-3
 SHEAR_TOLERANCE = 1e-3
 _STEP = 16 << 20
+_GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytes:
                     raise SourceError("GZIP_CORRUPT", f"{ref}: expands beyond {limit} bytes")
                 if not piece and not data and not stream.eof:
                     raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream ends early after {len(out)} bytes")
-        except isal_zlib.error as error:
+        except _GzipError as error:
             raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
         data = data.lstrip(b"\0")  # tape padding is allowed
     return bytes(out)
@@ -88,7 +89,8 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
     offset, count = int(header["vox_offset"]), x * y * z
     if offset < header.sizeof_hdr or len(data) < offset + count * dtype.itemsize:
         raise SourceError(
-            "NIFTI_SHORT", f"{ref}: holds {len(data)} bytes, expected {offset + count * dtype.itemsize} for {shape}"
+            "NIFTI_SHORT",
+            f"{ref}: holds {len(data)} bytes, expected {offset + count * dtype.itemsize} for {shape}",
         )
     values = np.frombuffer(data, dtype=dtype, count=count, offset=offset).reshape(z, y, x)
     affine, notes = _affine(ref, header)
@@ -176,9 +178,7 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
         found = np.unique(scaled).tolist()
     unknown = [value for value in found if value not in allowed]
     if unknown:
-        raise SourceError(
-            "LABEL_UNKNOWN", f"{ref}: label values {unknown[:5]} besides the expected {list(allowed)}"
-        )
+        raise SourceError("LABEL_UNKNOWN", f"{ref}: label values {unknown[:5]} besides the expected {list(allowed)}")
     return scaled.astype(np.uint8)
 
 

@@ -48,8 +48,8 @@ def draw_trunk(codes: Codes, slab: Slab, trunk: Trunk, anatomy: Anatomy) -> None
     inside = cavity > 0
     codes[inside] = Organ.VISCERAL_FAT
     above = inside & (slab.z > trunk.diaphragm)
-    codes[above & (slab.z < trunk.diaphragm + 4)] = Organ.MUSCLE
-    lung = above & (slab.z > trunk.diaphragm + 4) & (np.abs(slab.x - 6) > 30 - 0.1 * slab.y)
+    codes[above & (slab.z < trunk.diaphragm + 3)] = Organ.MUSCLE
+    lung = above & (slab.z > trunk.diaphragm + 3) & (np.abs(slab.x - 6) > 30 - 0.1 * slab.y)
     codes[lung & (slab.x < 0)] = Organ.LUNG_RIGHT
     codes[lung & (slab.x >= 0)] = Organ.LUNG_LEFT
     codes[lung & (slab.rough > 1.55)] = Organ.LUNG_VESSEL
@@ -85,9 +85,9 @@ def draw_bowel(codes: Codes, slab: Slab, inside: BoolArray, anatomy: Anatomy, rn
     transverse = [(-95.0, front + 25, -62.0), (-40.0, front, -78.0), (35.0, front, -74.0), (100.0, front + 30, -30.0)]
     _paint_all(codes, tube(slab, transverse, 18.0), Organ.BOWEL, inside)
     _paint_all(codes, tube(slab, [(x, y - 5, z) for x, y, z in transverse], 10.0), Organ.BOWEL_GAS, inside)
-    for _ in range(14):
+    for _ in range(26):
         center = (float(rng.uniform(-80, 90)), float(rng.uniform(front + 8, 12)), float(rng.uniform(-150, -38)))
-        length, width = float(rng.uniform(22, 40)), float(rng.uniform(12, 17))
+        length, width = float(rng.uniform(24, 44)), float(rng.uniform(12, 18))
         loop = ellipsoid(slab, center, (length, width, width), rotation(*(float(a) for a in rng.uniform(-60, 60, 3))))
         paint(codes, loop, Organ.BOWEL, inside)
         if rng.random() < 0.3:
@@ -106,7 +106,9 @@ def draw_left_side(codes: Codes, slab: Slab, trunk: Trunk, anatomy: Anatomy) -> 
         paint(codes, (box, stomach), Organ.STOMACH)
         air = slab.y < center[1] - 10
         paint(codes, (box, stomach), Organ.STOMACH_GAS, air, level=-4.0)
-    pancreas = [_shifted(p, anatomy) for p in ((-28.0, -8.0, -38.0), (8.0, -22.0, -24.0), (48.0, 0.0, -10.0), (82.0, 22.0, 4.0))]
+    pancreas = [
+        _shifted(p, anatomy) for p in ((-28.0, -8.0, -38.0), (8.0, -22.0, -24.0), (48.0, 0.0, -10.0), (82.0, 22.0, 4.0))
+    ]
     inside = trunk.cavity > 4
     _paint_all(codes, tube(slab, pancreas, 14.0, 8.0), Organ.PANCREAS, inside)
     center = _shifted((104.0, 42.0, 20.0), anatomy)
@@ -120,20 +122,33 @@ def liver_shape(slab: Slab, trunk: Trunk, anatomy: Anatomy) -> FloatArray:
     """The liver on a slab: a wedge under the right dome that thins out to the left, negative inside, in mm."""
     dx, dy, dz = anatomy.shift
     x, y, z = slab.x - np.float32(dx), slab.y - np.float32(dy), slab.z - np.float32(dz)
-    top = slab.z - trunk.diaphragm + np.float32(2)
-    wall = np.float32(3) - trunk.cavity
-    edge = np.float32(anatomy.liver_low) + np.maximum(x + 88, 0) * np.float32(0.74) + np.maximum(y + 25, 0) * np.float32(0.3)
+    top = slab.z - trunk.diaphragm + np.float32(0.5)
+    wall = np.float32(1.5) - trunk.cavity
+    edge = (
+        np.float32(anatomy.liver_low)
+        + np.maximum(x + 88, 0) * np.float32(0.74)
+        + np.maximum(y + 25, 0) * np.float32(0.3)
+    )
     bottom = (edge - z) * np.float32(0.78)
     back = (y - np.float32(anatomy.liver_posterior) + (x + 42) * np.float32(0.66)) * np.float32(0.83)
     left = x - np.float32(anatomy.liver_left)
-    shape = smooth_max(smooth_max(top, wall, 6.0), left, 24.0)
-    shape = smooth_max(smooth_max(shape, bottom, 20.0), back, 22.0)
+    shape = smooth_max(smooth_max(left, bottom, 22.0), back, 22.0)
     fissure = np.sqrt(((x - 8) * np.float32(1 / 5)) ** 2 + ((y + 78) * np.float32(1 / 34)) ** 2) - 1
     shape = smooth_max(shape, fissure * np.float32(-12), 5.0)
-    return shape + np.float32(2.6) * slab.rough
+    # Dents may be deeper than bumps: a bump beyond the thin lower edge would be an island.
+    shape += np.maximum(np.float32(2.8) * slab.rough, np.float32(-1))
+    # The liver lies against diaphragm and wall, whose own shape is smooth.
+    return smooth_max(smooth_max(top, wall, 5.0), shape, 10.0)
 
 
-def liver_vessels(anatomy: Anatomy) -> tuple[list[tuple[list[Triple], float, float]], list[tuple[list[Triple], float, float]]]:
+def gallbladder_center(anatomy: Anatomy) -> Triple:
+    """Middle of the gallbladder: under the liver's lower face, half sunk into it."""
+    return _shifted((-40.0, -40.0, anatomy.liver_low + 48 * 0.74 - 12), anatomy)
+
+
+def liver_vessels(
+    anatomy: Anatomy,
+) -> tuple[list[tuple[list[Triple], float, float]], list[tuple[list[Triple], float, float]]]:
     """Polylines with radii at both ends of the portal tree and of the hepatic veins."""
     hilum = (-34.0, -6.0, -2.0)
     portal: list[tuple[list[Triple], float, float]] = [
@@ -166,8 +181,13 @@ def draw_liver(codes: Codes, slab: Slab, liver: FloatArray, anatomy: Anatomy) ->
         _paint_all(codes, parts, Organ.PORTAL, outside)
     for points, start, end in veins:
         _paint_all(codes, tube(slab, points, start, end), Organ.HEPATIC_VEIN, inside)
-    bladder = ellipsoid(slab, _shifted((-46.0, -42.0, -34.0), anatomy), (17.0, 15.0, 32.0), rotation(-25, -15, 0))
-    paint(codes, bladder, Organ.GALLBLADDER, (codes == Organ.LIVER) | (codes == Organ.VISCERAL_FAT) | (codes == Organ.BOWEL))
+    bladder = ellipsoid(slab, gallbladder_center(anatomy), (15.0, 14.0, 30.0), rotation(-35, -20, 0))
+    paint(
+        codes,
+        bladder,
+        Organ.GALLBLADDER,
+        (codes == Organ.LIVER) | (codes == Organ.VISCERAL_FAT) | (codes == Organ.BOWEL),
+    )
 
 
 def draw_kidneys(codes: Codes, slab: Slab, inside: BoolArray, anatomy: Anatomy) -> None:
@@ -199,7 +219,9 @@ def draw_back(codes: Codes, slab: Slab, trunk: Trunk, anatomy: Anatomy) -> None:
     body = trunk.depth > anatomy.fat
     tall = (-1000.0, 1000.0)
     for side in (-1.0, 1.0):
-        _paint_all(codes, tube(slab, [(side * 32, y + 34, tall[0]), (side * 32, y + 34, tall[1])], 25.0), Organ.MUSCLE, body)
+        _paint_all(
+            codes, tube(slab, [(side * 32, y + 34, tall[0]), (side * 32, y + 34, tall[1])], 25.0), Organ.MUSCLE, body
+        )
         psoas: Sequence[Triple] = [(side * 42, y + 6, -200.0), (side * 37, y + 6, -70.0), (side * 28, y + 8, -20.0)]
         _paint_all(codes, tube(slab, psoas, 24.0, 5.0), Organ.MUSCLE, body)
     _draw_spine(codes, slab, anatomy)
@@ -207,7 +229,12 @@ def draw_back(codes: Codes, slab: Slab, trunk: Trunk, anatomy: Anatomy) -> None:
     top = anatomy.dome_right
     artery: Sequence[Triple] = [(8.0, v, -300.0), (9.0, v + 1, -40.0), (12.0, v + 8, top), (20.0, v + 14, 300.0)]
     _paint_all(codes, tube(slab, artery, 9.0, 11.5), Organ.ARTERY)
-    cava: Sequence[Triple] = [(-19.0, v + 2, -300.0), (-21.0, v, -30.0), (-24.0, v - 6, top - 26), (-16.0, v - 30, top + 12)]
+    cava: Sequence[Triple] = [
+        (-19.0, v + 2, -300.0),
+        (-21.0, v, -30.0),
+        (-24.0, v - 6, top - 26),
+        (-16.0, v - 30, top + 12),
+    ]
     _paint_all(codes, tube(slab, cava, 10.5, 13.0), Organ.VENA_CAVA)
 
 

@@ -28,7 +28,9 @@ def stream(seed: int, patient: str, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(int(word) for word in words)])
 
 
-def _taps(positions_mm: npt.NDArray[np.float64], step_mm: float, size: int) -> tuple[list[npt.NDArray[np.intp]], list[FloatArray]]:
+def _taps(
+    positions_mm: npt.NDArray[np.float64], step_mm: float, size: int
+) -> tuple[list[npt.NDArray[np.intp]], list[FloatArray]]:
     """Indices and weights of the four cubic B-spline control points around each position."""
     u = (positions_mm + HALF_BOX_MM) / step_mm + 1.0
     base = np.floor(u)

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from livprep.geometry import Triple
 from livprep.phantom.anatomy import Anatomy, BoolArray, Trunk
-from livprep.phantom.drawing import Codes, paint
+from livprep.phantom.drawing import Codes, gallbladder_center, paint
 from livprep.phantom.field import Axes, Slab
 from livprep.phantom.organs import LIVER_SET, Findings, Organ
 from livprep.phantom.shapes import Rotation, ellipsoid, rotation, tube
@@ -139,12 +139,12 @@ def draw_findings_outside(codes: Codes, slab: Slab, trunk: Trunk, anatomy: Anato
             if part is not None:
                 box, values = part
                 paint(codes, (box, values + np.float32(0.08 * radius) * slab.rough[box]), organ, free)
-    dx, dy, dz = anatomy.shift
     if findings.stones:
         bile = codes == Organ.GALLBLADDER
-        for point in ((-46.0, -38.0, -46.0), (-42.0, -40.0, -50.0)):
-            paint(codes, ellipsoid(slab, (point[0] + dx, point[1] + dy, point[2] + dz), (5.0, 4.0, 5.0)), Organ.STONE, bile)
+        x, y, z = gallbladder_center(anatomy)
+        for low, size in ((-8.0, 7.0), (2.0, 5.0)):
+            paint(codes, ellipsoid(slab, (x, y + 2, z + low), (size, size, size)), Organ.STONE, bile)
     if findings.metal:
-        clip = tube(slab, [(-30.0 + dx, -26.0 + dy, -30.0 + dz), (-22.0 + dx, -24.0 + dy, -34.0 + dz)], 3.0)
-        for part in clip:
-            paint(codes, part, Organ.METAL, ~np.isin(codes, LIVER_SET) & (trunk.cavity > 0))
+        elsewhere = (trunk.cavity > 0) & ~np.isin(codes, LIVER_SET)
+        for part in tube(slab, [(30.0, -34.0, -52.0), (44.0, -32.0, -56.0)], 4.0):
+            paint(codes, part, Organ.METAL, elsewhere)

@@ -46,9 +46,7 @@ def ellipsoid(
     if box is None:
         return None
     matrix = np.eye(3) if turn is None else turn
-    dx, dy, dz = (
-        field[box] - np.float32(c) for field, c in zip((slab.x, slab.y, slab.z), center_xyz, strict=True)
-    )
+    dx, dy, dz = (field[box] - np.float32(c) for field, c in zip((slab.x, slab.y, slab.z), center_xyz, strict=True))
     total: FloatArray | None = None
     for row, radius in zip(matrix, radii_xyz, strict=True):
         a, b, c = (np.float32(value / radius) for value in row)

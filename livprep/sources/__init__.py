@@ -18,7 +18,15 @@ from livprep.formats.hashing import HashingReader
 from livprep.sources import anyscan, ircadb, lits
 from livprep.sources.found import Found, SourceCase
 
-__all__ = ["CATALOG_NAME", "Discovery", "SourceCase", "catalog_beside", "discover", "read_case", "source_digest"]
+__all__ = [
+    "CATALOG_NAME",
+    "Discovery",
+    "SourceCase",
+    "catalog_beside",
+    "discover",
+    "read_case",
+    "source_digest",
+]
 
 Choice = Literal["auto", "ircadb", "lits", "any"]
 CATALOG_NAME = "catalog.yaml"

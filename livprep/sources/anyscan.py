@@ -72,5 +72,3 @@ def read(case: Case, reader: HashingReader) -> SourceCase:
         digest=reader.digest(),
         bytes_in=reader.bytes_read,
     )
-
-

@@ -50,9 +50,7 @@ def find(files: Files, catalog: Catalog) -> Found:
     return found
 
 
-def _add(
-    found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Grouped], catalog: Catalog
-) -> None:
+def _add(found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Grouped], catalog: Catalog) -> None:
     where = root[-1] if root else "."
     number = _number(root, scan, catalog)
     if number is None or catalog.ircadb.case(number) is None:
@@ -103,9 +101,7 @@ def _required(listed: IrcadbCase, catalog: Catalog) -> list[str]:
     return [*roles.liver, *listed.tumor_masks(roles)]
 
 
-def _choose(
-    where: str, masks: dict[str, Grouped], catalog: Catalog
-) -> tuple[list[str], list[Note]]:
+def _choose(where: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[list[str], list[Note]]:
     """Names of the masks to unite, and a note on each that looks like tumor but is not used."""
     used, notes = [], []
     for name in sorted(masks):
@@ -174,9 +170,7 @@ def _compare(case: Case, listed: IrcadbCase, scan: Series) -> list[Note]:
     notes = []
     slices = scan.geometry.shape_zyx[0]
     if listed.slices != slices:
-        notes.append(
-            Note("CATALOG_MISMATCH", f"{case.case_id}: {slices} slices, the catalogue says {listed.slices}")
-        )
+        notes.append(Note("CATALOG_MISMATCH", f"{case.case_id}: {slices} slices, the catalogue says {listed.slices}"))
     if not np.allclose(listed.spacing_mm, scan.geometry.spacing_mm, rtol=0, atol=SPACING_TOLERANCE_MM):
         notes.append(
             Note(

@@ -46,9 +46,7 @@ def find(files: Files, catalog: Catalog) -> Found:
     return found
 
 
-def _add(
-    found: Found, number: int, volumes: list[FileRef], labels: list[FileRef], kind: str, catalog: Catalog
-) -> None:
+def _add(found: Found, number: int, volumes: list[FileRef], labels: list[FileRef], kind: str, catalog: Catalog) -> None:
     test = kind == "test_volume"
     name = case_id(number, test=test)
     volume = prefer_loose(volumes)
@@ -59,7 +57,7 @@ def _add(
     if not test and not labels:
         found.rejected.append(Rejection(name, "MASK_MISSING", f"{volume}: there is no segmentation-{number}"))
         return
-    notes = ()
+    notes: tuple[Note, ...] = ()
     if len(volumes) > 1 or len(labels) > 1:
         notes = (Note("SOURCE_TWICE", f"{name}: found {len(volumes)} copies; {volume} is used"),)
     masks = () if test else (("label", (prefer_loose(labels),)),)
@@ -71,7 +69,8 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     ref = case.image[0]
     image = read_nifti(ref, reader.read("image", ref))
     hu = to_hu(ref, image)
-    geometry, repairs = image.geometry, ()
+    geometry = image.geometry
+    repairs: tuple[str, ...] = ()
     repair = None if case.case_id.startswith("litstest") else catalog.lits.repair(case.number)
     if repair is not None and _is_identity(image):
         geometry, repairs = _repaired(case, image, repair)

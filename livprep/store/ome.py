@@ -22,7 +22,7 @@ def axis_coordinates(geometry: Geometry) -> dict[str, npt.NDArray[np.float64]]:
     follow from `affine_lps`.
     """
     return {
-        axis: geometry.origin_mm[2 - k] + np.arange(geometry.shape_zyx[k]) * geometry.spacing_mm[k]
+        axis: geometry.origin_mm[2 - k] + np.arange(geometry.shape_zyx[k], dtype=np.float64) * geometry.spacing_mm[k]
         for k, axis in enumerate(AXES)
     }
 

@@ -263,7 +263,8 @@ class CaseStore:
             if array.shape != self.shape_zyx or array.dtype != dtype:
                 raise StoreError(
                     "STORE_CORRUPT",
-                    f"{self.case_id}: {name} is {array.dtype} {array.shape}, expected {dtype.__name__} {self.shape_zyx}",
+                    f"{self.case_id}: {name} is {array.dtype} {array.shape}, "
+                    f"expected {dtype.__name__} {self.shape_zyx}",
                 )
         try:
             return np.asarray(array[WHOLE if region is None else region])

@@ -280,9 +280,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     _check_free(case, window)
     if window.name in case.window_names:
         return 0
-    meta = WindowMeta(
-        name=window.name, wl=window.center_hu, ww=window.width_hu, function=FUNCTION, order=order
-    )
+    meta = WindowMeta(name=window.name, wl=window.center_hu, ww=window.width_hu, function=FUNCTION, order=order)
     values = window.apply(case.read_hu())
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
@@ -312,7 +310,8 @@ def _check_free(case: CaseStore, window: Window) -> None:
         if stored.name == window.name and not same:
             raise UsageError(
                 "STORE_WINDOW_EXISTS",
-                f"{case.case_id}: window {stored.name} is stored with WL {stored.center_hu:g} WW {stored.width_hu:g} HU",
+                f"{case.case_id}: window {stored.name} is stored with "
+                f"WL {stored.center_hu:g} WW {stored.width_hu:g} HU",
             )
 
 

@@ -1,0 +1,50 @@
+# make demo   set up, write phantoms, ingest, window, train two minutes, predict, evaluate
+# make test   set up, run every test that needs no real data and no GPU
+# make check  lint, format, types, import contracts
+# make bench  measure on this machine
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# relative, so that a checkout in a path with a space works
+BIN := $(VENV)/bin
+DEMO ?= demo
+DEMO_SECONDS ?= 120
+TEST_ARGS ?=
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+setup: $(VENV)/.installed
+
+# One install for everything; torch comes first so that its exact pin decides the build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv "$(VENV)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch "$(VENV)/.installed"
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" DEMO="$(DEMO)" DEMO_SECONDS="$(DEMO_SECONDS)" bash docs/demo.sh
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not real and not gpu and not nightly" \
+	  --cov --cov-report=term:skip-covered --cov-report=xml $(TEST_ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks.bench_ingest
+	$(BIN)/python -m benchmarks.bench_loader
+
+clean:
+	rm -rf "$(VENV)" "$(DEMO)"

@@ -1,0 +1,223 @@
+"""Whole-cohort work: ingest sources into a store, add windows to every case. What the commands call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from livprep.cases import Receipt
+from livprep.catalog import Catalog, load_catalog
+from livprep.convert import IngestJob, WindowJob
+from livprep.errors import LivError, SourceError, StoreError, UsageError
+from livprep.journal import Journal
+from livprep.pipeline import Job, cores, free_memory_bytes, run_jobs
+from livprep.plan import Plan, make_plan
+from livprep.prepare import Preparation
+from livprep.schema import ProfileName, WindowMeta
+from livprep.sources import Choice, Discovery, catalog_beside, discover
+from livprep.store import Store, create_store, open_store, remove_window
+from livprep.windows import FUNCTION, Window
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """What the user asked of `livprep ingest`."""
+
+    sources: tuple[Path, ...]
+    store: Path
+    dataset: Choice = "auto"
+    preparation: Preparation = field(default_factory=Preparation)
+    profile: ProfileName = "balanced"
+    replace: bool = False
+    catalog: Path | None = None
+    pattern: str = "*"
+    part: tuple[int, int] = (1, 1)
+    workers: int | None = None
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """A planned ingest: what was found, what it needs, and how many workers fit."""
+
+    request: IngestRequest
+    catalog: Catalog
+    catalog_path: Path | None
+    found: Discovery
+    plan: Plan
+    workers: int
+
+    @property
+    def total(self) -> int:
+        """Receipts to expect."""
+        return len(self.found.cases) + len(self.found.rejected)
+
+
+def plan_ingest(request: IngestRequest) -> Ingest:
+    """Find the cases of the sources and estimate what they need; nothing is written.
+
+    Raises
+    ------
+    SourceError
+        NOTHING_FOUND: no case of a known data set lies there.
+    """
+    beside = request.catalog or catalog_beside(request.sources)
+    catalog = load_catalog(beside)
+    found = discover(request.sources, catalog, request.dataset)
+    if not found.cases and not found.rejected:
+        where = ", ".join(str(path) for path in request.sources)
+        raise SourceError("NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case")
+    chosen = _choose(found, request)
+    plan = make_plan(chosen.cases, request.preparation)
+    workers = request.workers or plan.workers(cores(), free_memory_bytes())
+    return Ingest(request, catalog, beside, chosen, plan, workers)
+
+
+def _choose(found: Discovery, request: IngestRequest) -> Discovery:
+    """Keep the cases that fit --cases, then every N-th of them for --part I/N (by sorted id)."""
+    index, count = request.part
+    if not 1 <= index <= count:
+        raise UsageError("USAGE", f"--part {index}/{count}: expected I/N with 1 <= I <= N")
+    cases = [case for case in found.cases if fnmatchcase(case.case_id, request.pattern)]
+    rejected = [entry for entry in found.rejected if fnmatchcase(entry.case_id, request.pattern)]
+    if not cases and not rejected:
+        raise SourceError("NOTHING_FOUND", f"--cases {request.pattern}: no case found fits")
+    return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()))
+
+
+def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
+    """Ingest and yield a receipt a case; rejected ones first.
+
+    Raises
+    ------
+    StoreError
+        STORE_PREPARATION or STORE_UNREADABLE.
+    LivError
+        DISK_FULL before anything is written where the estimate does not fit.
+    """
+    request = ingest.request
+    _prepare_store(ingest)
+    _check_disk(ingest)
+    journal = Journal(request.store, "ingest")
+    journal.add("start", cases=[case.case_id for case in ingest.found.cases], workers=ingest.workers)
+    by_id = {case.case_id: case for case in ingest.found.cases}
+    jobs = [
+        IngestJob(
+            by_id[need.case_id],
+            str(request.store),
+            ingest.catalog,
+            request.preparation,
+            request.profile,
+            request.replace,
+        )
+        for need in ingest.plan.needs
+    ]
+    for entry in ingest.found.rejected:
+        receipt = Receipt(entry.case_id, "rejected", entry.code, entry.detail)
+        journal.add("receipt", **asdict(receipt))
+        yield receipt
+    yield from _journaled(journal, jobs, ingest.workers, request.scheduler)
+
+
+def _journaled(journal: Journal, jobs: Sequence[Job], workers: int, scheduler: str | None) -> Iterator[Receipt]:
+    for receipt in run_jobs(jobs, workers, scheduler):
+        journal.add("receipt", **asdict(receipt))
+        yield receipt
+    journal.add("end")
+
+
+def _prepare_store(ingest: Ingest) -> None:
+    request = ingest.request
+    try:
+        create_store(request.store, request.preparation, request.profile, ingest.catalog.digest)
+    except StoreError as error:
+        # --replace of every published case is the one way to change a store's preparation.
+        if error.code != "STORE_PREPARATION" or not request.replace:
+            raise
+        kept = set(open_store(request.store)) - {case.case_id for case in ingest.found.cases}
+        if kept:
+            raise StoreError(
+                "STORE_PREPARATION",
+                f"{request.store}: --replace would leave {sorted(kept)[:5]} prepared otherwise; use another --store",
+            ) from error
+        shutil.rmtree(request.store)
+        create_store(request.store, request.preparation, request.profile, ingest.catalog.digest)
+
+
+def _check_disk(ingest: Ingest) -> None:
+    if not ingest.request.preparation.is_native:
+        return  # resampled cases are mostly smaller than the estimate from file sizes
+    free = shutil.disk_usage(ingest.request.store).free
+    done = set(open_store(ingest.request.store))
+    needed = sum(need.disk_bytes for need in ingest.plan.needs if need.case_id not in done)
+    if needed > free:
+        raise LivError("DISK_FULL", f"{ingest.request.store}: needs about {needed} bytes, {free} are free")
+
+
+def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") -> list[WindowJob]:
+    """One job for each case and window; channels keep one order over the cohort.
+
+    Raises
+    ------
+    StoreError
+        STORE_EMPTY: there is no case that fits.
+    UsageError
+        STORE_WINDOW_EXISTS: a name is taken by other settings.
+    """
+    cases = [case for case in store if fnmatchcase(case, pattern)]
+    if not cases:
+        raise StoreError("STORE_EMPTY", f"{store.path}: holds no case that fits {pattern!r}")
+    known: dict[str, WindowMeta] = {}
+    for case_id in store:
+        known |= {meta.name: meta for meta in store[case_id].window_metas}
+    orders = {name: meta.order for name, meta in known.items()}
+    for window in windows:
+        meta = known.get(window.name)
+        if meta is not None and (meta.wl, meta.ww, meta.function) != (
+            window.center_hu,
+            window.width_hu,
+            FUNCTION,
+        ):
+            raise UsageError(
+                "STORE_WINDOW_EXISTS", f"window {window.name} is stored with WL {meta.wl:g} WW {meta.ww:g} HU"
+            )
+        orders.setdefault(window.name, max(orders.values(), default=-1) + 1)
+    return [WindowJob(case, str(store.path), window, orders[window.name]) for case in cases for window in windows]
+
+
+def run_windows(
+    store: Store, jobs: Sequence[WindowJob], workers: int | None = None, scheduler: str | None = None
+) -> Iterator[Receipt]:
+    """Add the channels and yield a receipt for each."""
+    largest = max(_voxels(store, job.case_id) for job in jobs)
+    # HU, one channel and the encoder's copy of each, beside the worker itself
+    fitting = int(free_memory_bytes() * 0.8 // ((500 << 20) + 6 * largest))
+    count = workers or max(1, min(cores(), len(jobs), fitting))
+    yield from _journaled(Journal(store.path, "window"), jobs, count, scheduler)
+
+
+def _voxels(store: Store, case_id: str) -> int:
+    z, y, x = store[case_id].shape_zyx
+    return z * y * x
+
+
+def remove_windows(store: Store, name: str, pattern: str = "*") -> Iterator[Receipt]:
+    """Remove a channel from every case that has it."""
+    for case_id in store:
+        if fnmatchcase(case_id, pattern):
+            removed = remove_window(store.path, case_id, name)
+            yield Receipt(case_id, "published" if removed else "unchanged", detail=f"{name} removed" if removed else "")
+
+
+__all__ = [
+    "Ingest",
+    "IngestRequest",
+    "plan_ingest",
+    "plan_windows",
+    "remove_windows",
+    "run_ingest",
+    "run_windows",
+]
