@@ -104,12 +104,13 @@ def _ingest(job: IngestJob) -> Receipt:
         return Receipt(job.name, "rejected", "SOURCE_CHANGED", detail)
     source = read_case(job.case, job.catalog)
     volume = prepare(source.volume, job.preparation)
-    meta = describe(source, volume, settings)
+    meta, bytes_in = describe(source, volume, settings), source.bytes_in
+    del source  # frees the source's own copy before the arrays are written
     size = publish_case(store, CaseContent(meta, volume), job.profile, replace=job.replace)
     warnings = tuple(meta.warnings)
     if not size:
         return Receipt(job.name, "unchanged", detail="another run published it first", warnings=warnings)
-    return Receipt(job.name, "published", bytes_in=source.bytes_in, bytes_out=size, warnings=warnings)
+    return Receipt(job.name, "published", bytes_in=bytes_in, bytes_out=size, warnings=warnings)
 
 
 def settings_digest(job: IngestJob) -> str:

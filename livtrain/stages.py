@@ -83,7 +83,8 @@ class Stage:
         `liver` gives 0 and 1, `tumor` 0 and 2, `multiclass` 0, 1 and 2.
         """
         if self.out_channels > 1:
-            return probabilities_KZYX.argmax(axis=0).astype(np.uint8)
+            largest: LabelArray = probabilities_KZYX.argmax(axis=0).astype(np.uint8)
+            return largest
         value = Label.LIVER if self.name == "liver" else Label.TUMOR
         return np.where(probabilities_KZYX[0] >= THRESHOLD, np.uint8(value), np.uint8(Label.BACKGROUND))
 

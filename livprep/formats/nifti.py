@@ -26,7 +26,8 @@ MAX_BYTES = 4 << 30
 MAX_SIDE = 4096
 PIXDIM_TOLERANCE_MM = 1e-3
 SHEAR_TOLERANCE = 1e-3
-_STEP = 16 << 20
+_STEP = 256 << 10
+"""Compressed bytes decoded at once; deflate expands at most 1032-fold, so one step stays below 270 MB."""
 _GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 
@@ -42,7 +43,7 @@ class Nifti:
     notes: tuple[Note, ...]
 
 
-def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytes:
+def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytearray:
     """Decompress a whole gzip file (all members), checking CRC and length, up to `limit` bytes.
 
     Raises
@@ -50,22 +51,23 @@ def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytes:
     SourceError
         GZIP_CORRUPT: truncated, damaged, followed by other bytes, or larger than `limit`.
     """
-    out = bytearray()
-    while data:
+    out, view, position = bytearray(), memoryview(data), 0
+    while position < len(view):
         stream = isal_zlib.decompressobj(wbits=31)
-        try:
-            while not stream.eof:
-                piece = stream.decompress(data, _STEP)
-                data = stream.unused_data if stream.eof else stream.unconsumed_tail
-                out += piece
-                if len(out) > limit:
-                    raise SourceError("GZIP_CORRUPT", f"{ref}: expands beyond {limit} bytes")
-                if not piece and not data and not stream.eof:
-                    raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream ends early after {len(out)} bytes")
-        except _GzipError as error:
-            raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
-        data = data.lstrip(b"\0")  # tape padding is allowed
-    return bytes(out)
+        while not stream.eof:
+            if position >= len(view):
+                raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream ends early after {len(out)} bytes")
+            piece = view[position : position + _STEP]
+            try:
+                out += stream.decompress(piece)
+            except _GzipError as error:
+                raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
+            position += len(piece) - len(stream.unused_data)
+            if len(out) > limit:
+                raise SourceError("GZIP_CORRUPT", f"{ref}: expands beyond {limit} bytes")
+        while position < len(view) and view[position] == 0:
+            position += 1  # zero padding after a member is allowed (RFC 1952 leaves it to the reader)
+    return out
 
 
 def read_nifti(ref: FileRef, data: bytes) -> Nifti:
@@ -76,9 +78,8 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
     SourceError
         GZIP_CORRUPT, NIFTI_HEADER, NIFTI_DIM, NIFTI_SHORT or NIFTI_AFFINE.
     """
-    if data[:2] == b"\x1f\x8b":
-        data = gunzip(ref, data)
-    header = _header(ref, data)
+    content: bytes | bytearray = gunzip(ref, data) if data[:2] == b"\x1f\x8b" else data
+    header = _header(ref, bytes(content[:544]))
     shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     x, y, z = (*shape, 1, 1, 1)[:3]
     if not 1 <= len(shape) <= 7 or any(n != 1 for n in shape[3:]) or not all(1 <= n <= MAX_SIDE for n in (x, y, z)):
@@ -87,12 +88,12 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
     if dtype.kind not in "iuf":
         raise SourceError("NIFTI_HEADER", f"{ref}: values of type {dtype}, expected integers or floats")
     offset, count = int(header["vox_offset"]), x * y * z
-    if offset < header.sizeof_hdr or len(data) < offset + count * dtype.itemsize:
+    if offset < header.sizeof_hdr or len(content) < offset + count * dtype.itemsize:
         raise SourceError(
             "NIFTI_SHORT",
-            f"{ref}: holds {len(data)} bytes, expected {offset + count * dtype.itemsize} for {shape}",
+            f"{ref}: holds {len(content)} bytes, expected {offset + count * dtype.itemsize} for {shape}",
         )
-    values = np.frombuffer(data, dtype=dtype, count=count, offset=offset).reshape(z, y, x)
+    values = np.frombuffer(content, dtype=dtype, count=count, offset=offset).reshape(z, y, x)
     affine, notes = _affine(ref, header)
     try:
         geometry = Geometry.from_affine_ras(affine, (z, y, x))
@@ -159,7 +160,7 @@ def to_hu(ref: FileRef, image: Nifti) -> npt.NDArray[np.int16]:
     low, high = scaled.min(), scaled.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= -32768 and high <= 32767):
         raise SourceError("HU_RANGE", f"{ref}: values {low} to {high}, expected finite HU within int16")
-    return scaled.astype(np.int16)
+    return scaled.astype(np.int16, copy=False)
 
 
 def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -120,4 +120,5 @@ def _diaphragm(slab: Slab, anatomy: Anatomy) -> FloatArray:
         u = (slab.x - np.float32(x0)) * np.float32(1 / width)
         v = (slab.y - np.float32(-4)) * np.float32(1 / 104)
         domes.append(np.float32(top) - np.float32(78) * (u * u + v * v))
-    return np.maximum(domes[0], domes[1]) + np.float32(1.5) * slab.rough
+    height: FloatArray = np.maximum(domes[0], domes[1]) + np.float32(1.5) * slab.rough
+    return height

@@ -63,11 +63,14 @@ class Field:
 
     def on(self, y_mm: npt.NDArray[np.float64], x_mm: npt.NDArray[np.float64]) -> PlanarField:
         """Expand the field to the rows and columns of a grid, once for all of its slices."""
-        indices, weights = _taps(x_mm, self.scale_mm, self.size)
-        along_x = sum(self.control[:, :, i] * w for i, w in zip(indices, weights, strict=True))
-        indices, weights = _taps(y_mm, self.scale_mm, self.size)
-        along_y = sum(along_x[:, i, :] * w[:, None] for i, w in zip(indices, weights, strict=True))  # type: ignore[index]
-        return PlanarField(np.asarray(along_y, dtype=np.float32), self.scale_mm)
+        size = self.size
+        along_x = np.zeros((size, size, len(x_mm)), dtype=np.float32)
+        for i, w in zip(*_taps(x_mm, self.scale_mm, size), strict=True):
+            along_x += self.control[:, :, i] * w
+        along_y = np.zeros((size, len(y_mm), len(x_mm)), dtype=np.float32)
+        for i, w in zip(*_taps(y_mm, self.scale_mm, size), strict=True):
+            along_y += along_x[:, i, :] * w[:, None]
+        return PlanarField(along_y, self.scale_mm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +100,11 @@ class Axes:
     @classmethod
     def centered(cls, shape_zyx: Shape, spacing_mm: Triple, center_mm: Triple) -> Axes:
         """Axes of a grid whose middle lies at `center_mm` (z, y, x) of the body."""
-        z, y, x = (
-            (np.arange(n) - (n - 1) / 2) * d + c for n, d, c in zip(shape_zyx, spacing_mm, center_mm, strict=True)
-        )
-        return cls(z, y, x)
+        positions = [
+            ((np.arange(n) - (n - 1) / 2) * d + c).astype(np.float64)
+            for n, d, c in zip(shape_zyx, spacing_mm, center_mm, strict=True)
+        ]
+        return cls(positions[0], positions[1], positions[2])
 
     def slabs(self) -> Iterator[slice]:
         """Ranges of slices, `SLAB_SLICES` at a time."""

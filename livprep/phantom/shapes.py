@@ -19,7 +19,8 @@ Rotation = npt.NDArray[np.float64]
 def smooth_max(a: FloatArray, b: FloatArray, width_mm: float) -> FloatArray:
     """Intersection of two shapes with an edge rounded over `width_mm`."""
     h = np.maximum(np.float32(width_mm) - np.abs(a - b), 0)
-    return np.maximum(a, b) + h * h * np.float32(0.25 / width_mm)
+    result: FloatArray = np.maximum(a, b) + h * h * np.float32(0.25 / width_mm)
+    return result
 
 
 def rotation(about_x: float = 0.0, about_y: float = 0.0, about_z: float = 0.0) -> Rotation:

@@ -8,11 +8,12 @@ import re
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from livprep.cases import Rejection
 from livprep.errors import GeometryError, SourceError, StoreError, UsageError
 from livprep.formats.nifti import encode, write_labels, write_nifti
 from livprep.geometry import Geometry
@@ -44,6 +45,7 @@ def predict_folder(
     predictor: Predictor,
     out: Path,
     *,
+    rejected: Sequence[Rejection] = (),
     header: Literal["repaired", "source"] = "repaired",
     submission: Path | None = None,
 ) -> Iterator[PredictReceipt]:
@@ -57,6 +59,8 @@ def predict_folder(
         With its options; probabilities go to `<out>/probabilities/<name>_<structure>.nii.gz` (float32).
     out
         Made if it does not exist.
+    rejected
+        What was found beside the scans but cannot be read; each gets a receipt too.
     header
         Geometry to write: as repaired, or as the source's header has it (a challenge compares with that).
     submission
@@ -69,6 +73,8 @@ def predict_folder(
         The submission would hold a scan that is no LiTS test case.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for fault in rejected:
+        yield PredictReceipt(fault.case_id, "rejected", fault.code, fault.detail)
     zipped = None if submission is None else _Submission(submission)
     try:
         for scan in scans:
@@ -92,6 +98,8 @@ def _one(
         loaded = scan.load()
         prediction = predictor.predict(loaded)
     except (SourceError, GeometryError, StoreError) as error:
+        if error.exit_code == 2:
+            raise  # a wrong request is wrong for every scan
         return PredictReceipt(scan.name, "rejected", error.code, error.message)
     geometry = loaded.source if header == "repaired" else loaded.header
     path = out / f"{scan.name}.nii.gz"

@@ -22,7 +22,6 @@ from livtrain.inference.scans import LoadedScan
 from livtrain.inference.window import FloatVolume, sliding_window
 from livtrain.networks import build_network
 from livtrain.postprocess import (
-    Box,
     bounding_box,
     box_at_least,
     dilate_mm,

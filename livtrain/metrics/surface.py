@@ -74,9 +74,7 @@ def surface_voxels(mask: BoolArray) -> npt.NDArray[np.intp]:
     return np.argwhere(mask & ~eroded)
 
 
-def surface_distances(
-    prediction: BoolArray, reference: BoolArray, spacing_mm: Triple
-) -> SurfaceDistances | None:
+def surface_distances(prediction: BoolArray, reference: BoolArray, spacing_mm: Triple) -> SurfaceDistances | None:
     """Measure two masks `(z, y, x)` with spacing zyx in mm; None where one of them is empty.
 
     The cost follows the size of the arrays, so crop them to their common box first.

@@ -1,0 +1,121 @@
+"""`livtrain predict`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from livcli.options import output_options, say, store_option
+
+
+@click.command(
+    epilog="Example: livtrain predict scan.nii.gz --liver runs/liver --tumor runs/tumor -o predictions",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.argument("sources", nargs=-1, metavar="SRC...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder for the predictions.",
+)
+@store_option
+@click.option(
+    "--liver",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=["runs/liver"],
+    show_default=True,
+    help="Run of stage liver or multiclass; repeat it to average several.",
+)
+@click.option(
+    "--tumor", type=click.Path(path_type=Path), multiple=True, help="Run of stage tumor; repeat it to average several."
+)
+@click.option("--cases", help="Only these: train, val or test of the store's default split, or a pattern of names.")
+@click.option("--tta", is_flag=True, help="Average over the 8 mirrorings (8 times the work).")
+@click.option(
+    "--keep-largest/--no-keep-largest",
+    default=True,
+    show_default=True,
+    help="Keep only the largest component of the liver.",
+)
+@click.option(
+    "--min-lesion-ml",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Drop tumor components below this volume.",
+)
+@click.option("--probabilities", is_flag=True, help="Write probabilities too, into OUT/probabilities.")
+@click.option(
+    "--header",
+    type=click.Choice(["repaired", "source"]),
+    default="repaired",
+    show_default=True,
+    help="Geometry to write where the source's header is known to be wrong.",
+)
+@click.option(
+    "--submission",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write this zip in the LiTS challenge's form (test cases only).",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--catalog",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Catalogue to use instead of the built-in one.",
+)
+@output_options
+def predict(
+    sources: tuple[str, ...],
+    out: Path,
+    store: Path,
+    liver: tuple[Path, ...],
+    tumor: tuple[Path, ...],
+    cases: str | None,
+    header: Any,
+    submission: Path | None,
+    device: str,
+    catalog: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **choices: Any,
+) -> int:
+    """Segment cases of the store (ids or patterns; without SRC all of them) or scans never ingested.
+
+    SRC is a path if it exists: a DICOM folder, zip, NIfTI or folder of them. Each scan becomes OUT/<case>.nii.gz on
+    its own grid: 0 background, 1 liver, 2 tumor. Not for diagnosis.
+    """
+    from livprep.catalog import load_catalog
+    from livprep.sources import catalog_beside
+    from livtrain.inference import PredictOptions, Predictor, find_scans, load_stage, predict_folder
+    from livtrain.trainer.plan import choose_device
+
+    facts = load_catalog(catalog or catalog_beside([Path(source) for source in sources]))
+    chosen = choose_device(device)
+    predictor = Predictor(
+        [load_stage(run, ("liver", "multiclass")) for run in liver],
+        [load_stage(run, ("tumor",)) for run in tumor],
+        PredictOptions(**choices),
+        chosen,
+    )
+    scans, rejected = find_scans(sources, store, facts, cases)
+    say(quiet, f"{len(scans)} scan(s), {len(liver)} liver and {len(tumor)} tumor network(s), device {chosen}")
+    failed = False
+    for receipt in predict_folder(scans, predictor, out, rejected=rejected, header=header, submission=submission):
+        failed |= receipt.status == "rejected"
+        click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
+    return 3 if failed else 0
+
+
+def _line(receipt: Any) -> str:
+    """One line for a person."""
+    if receipt.status == "rejected":
+        return f"{receipt.case:<14} rejected   {receipt.code}: {receipt.detail}"
+    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in receipt.volume_ml.items())
+    return f"{receipt.case:<14} predicted  {receipt.seconds:6.1f} s  {volumes}  {receipt.path}"

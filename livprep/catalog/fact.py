@@ -1,0 +1,20 @@
+"""The form of all facts: frozen, and no key that nobody reads."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Fact(BaseModel):
+    """A group of facts of catalog.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def number_in(template: str, name: str) -> int | None:
+    """Number in `name` if it has the form of `template` (`volume-{n}`), without regard to case."""
+    before, _, after = template.partition("{n}")
+    match = re.fullmatch(f"{re.escape(before)}([0-9]{{1,6}}){re.escape(after)}", name, re.IGNORECASE)
+    return int(match[1]) if match else None
