@@ -10,6 +10,11 @@ from livprep.errors import CODES
 Dataset = Literal["ircadb", "lits", "any"]
 
 
+def printable(name: str) -> str:
+    """A name from outside for messages: line breaks, terminal codes and bytes that are no UTF-8 become escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
 @dataclass(frozen=True, order=True)
 class FileRef:
     """A file on disk, or inside a zip, or inside a zip inside a zip; small enough to travel to workers.
@@ -31,7 +36,7 @@ class FileRef:
         return (self.members[-1] if self.members else self.path).rsplit("/", 1)[-1]
 
     def __str__(self) -> str:
-        return "!/".join((self.path, *self.members))
+        return printable("!/".join((self.path, *self.members)))
 
 
 @dataclass(frozen=True)

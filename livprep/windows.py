@@ -51,7 +51,8 @@ class Window:
         object.__setattr__(self, "width_hu", float(self.width_hu))
         if not self.name:
             object.__setattr__(self, "name", f"wl{self.center_hu:g}_ww{self.width_hu:g}")
-        if not all(c.isalnum() or c in "._-" for c in self.name) or self.name.startswith("."):
+        # A channel is a folder of its name, beside the group's own zarr.json.
+        if not all(c.isalnum() or c in "._-" for c in self.name) or self.name.startswith((".", "zarr.json")):
             raise UsageError("WINDOW_INVALID", f"window name {self.name!r}: expected letters, digits, '.', '_' or '-'")
 
     @property

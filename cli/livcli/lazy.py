@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class LazyGroup(click.Group):
 
 def run(group: click.Group, program: str) -> None:
     """Run a command line and exit with the code that commands.md gives."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         result = group.main(prog_name=program, standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
@@ -86,8 +88,11 @@ def _internal(program: str, error: BaseException) -> None:
 
 
 def _say(program: str, code: str, message: str, remedy: str) -> None:
-    line = " ".join(message.split())
-    click.echo(
-        f"{program}: {code}: {line} {remedy}" if remedy and remedy not in line else f"{program}: {code}: {line}",
-        err=True,
-    )
+    """One line on stderr: code, what is wrong, what to do."""
+    line = " ".join(message.split()).rstrip(".")
+    click.echo(f"{program}: {code}: {line}. {remedy}".rstrip(), err=True)
+
+
+def _stop(signum: int, frame: object) -> None:
+    # An exit instead of the default death, so that staged work is removed on the way out.
+    sys.exit(128 + signum)

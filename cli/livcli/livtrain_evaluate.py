@@ -81,32 +81,36 @@ def evaluate(
 
 
 def _print(evaluation: Evaluation) -> None:
-    """Tables for a person."""
+    """Tables for a person: a row for each case and structure, then the data set's numbers."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    cases = Table(title="Cases (mm; – where undefined)")
-    cases.add_column("case")
-    for organ in ("liver", "tumor"):
-        for name in _COLUMNS:
-            cases.add_column(f"{organ} {name}", justify="right")
-    cases.add_column("lesions tp/fp/fn", justify="right")
+    console = Console(highlight=False)
+    cases = Table("case", "", box=box.SIMPLE, title="Cases (distances in mm, volumes in ml, – where undefined)")
+    for name in (*_COLUMNS, "ml", "ref ml", "tp/fp/fn"):
+        cases.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for case in evaluation.cases:
         entry = case.as_json()
-        scores = [_text(entry[organ][name]) for organ in ("liver", "tumor") for name in _COLUMNS]
-        cases.add_row(case.case, *scores, "/".join(str(n) for n in entry["lesions"].values()))
+        lesions = "/".join(str(n) for n in entry["lesions"].values())
+        for organ in ("liver", "tumor"):
+            volumes = [f"{entry['volume_ml'][key]:.1f}" for key in (organ, f"{organ}_ref")]
+            scores = [_text(entry[organ][name], 3) for name in _COLUMNS]
+            cases.add_row(case.case, organ, *scores, *volumes, lesions if organ == "tumor" else "")
     console.print(cases)
-    summary = Table(title="Data set")
-    summary.add_column("number")
-    summary.add_column("value", justify="right")
+    numbers = Table("", "liver", "lesion", box=box.SIMPLE, title="Data set: LiTS challenge")
     found = evaluation.as_json()
-    for name, value in found["lits"].items():
-        summary.add_row(f"LiTS {name}", _text(value))
-    for name, value in found["nnunet"].items():
-        summary.add_row(f"nnU-Net {name}", _text(value))
-    console.print(summary)
+    lits = found["lits"]
+    names = [name.partition("_") for name in lits if name.startswith(("liver_", "lesion_"))]
+    for name in dict.fromkeys(part[2] for part in names):
+        numbers.add_row(name, *(_text(lits[f"{o}_{name}"]) if f"{o}_{name}" in lits else "" for o in ("liver", "lesion")))
+    for name in ("RMSE_Tumorburden", "MAXERROR_Tumorburden"):
+        numbers.add_row(name, "", _text(lits[name]))
+    numbers.add_section()
+    numbers.add_row("nnU-Net dice", _text(found["nnunet"]["liver_dice"]), _text(found["nnunet"]["tumor_dice"]))
+    console.print(numbers)
+    console.print("lesion dice ... msd: over detected lesions; nnU-Net dice: over cases where either side has any.")
 
 
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _text(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -7,12 +7,15 @@ Zips are opened with limits: an entry that claims more than `MAX_MEMBER_BYTES`, 
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import stat
+import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from livprep.cases import FileRef
@@ -25,53 +28,109 @@ _RATIO_FLOOR_BYTES = 64 << 20
 MAX_MEMBERS = 200_000
 MAX_DEPTH = 3
 _SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
+"""All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""
 
 
-def walk(root: Path) -> Iterator[tuple[tuple[str, ...], FileRef]]:
+Parts = tuple[str, ...]
+Faults = list[tuple[Parts, SourceError]]
+
+
+def walk(root: Path, faults: Faults | None = None) -> Iterator[tuple[Parts, FileRef]]:
     """Yield every file under a folder, zip or single file as (path parts below root's parent, reference).
 
     The parts of a zip are its stem followed by the names inside, so zipped and loose data look alike. Symbolic
-    links that leave the root, sockets, FIFOs and devices are not followed. The order is sorted.
+    links that leave the root or lead back up, sockets, FIFOs and devices are not followed. The order is sorted.
+
+    Parameters
+    ----------
+    root
+        Where to look.
+    faults
+        Gets the parts of each zip or folder that cannot be listed, and why; without it the first one is raised.
+
+    Raises
+    ------
+    SourceError
+        SOURCE_MISSING: there is no such root; without `faults` also ARCHIVE_….
     """
     root = Path(root).absolute()
     if not root.exists():
-        raise SourceError("SOURCE_MISSING", f"{root}: no such file or folder")
-    yield from _walk_path(root, (), root)
+        raise SourceError("SOURCE_MISSING", f"{FileRef(str(root))}: no such file or folder")
+    yield from _Walk(root, faults).path(root, ())
 
 
-def _walk_path(path: Path, parts: tuple[str, ...], root: Path) -> Iterator[tuple[tuple[str, ...], FileRef]]:
-    if path.name in _SKIP:
-        return
-    mode = path.stat().st_mode if _inside(path, root) and path.exists() else 0
-    if stat.S_ISDIR(mode):
-        for child in sorted(path.iterdir()):
-            yield from _walk_path(child, (*parts, path.name), root)
-    elif stat.S_ISREG(mode):
-        if path.suffix.lower() == ".zip":
-            yield from _walk_zip(FileRef(str(path)), (*parts, path.name[:-4]))
-        else:
-            yield (*parts, path.name), FileRef(str(path))
+@dataclass
+class _Walk:
+    root: Path
+    faults: Faults | None
+    linked: set[str] = field(default_factory=set)
+    """Folders entered through links, each once: links among folders could otherwise multiply without end."""
+
+    def path(self, path: Path, parts: Parts) -> Iterator[tuple[Parts, FileRef]]:
+        """Yield what lies at a path on disk; `parts` are those of its parent."""
+        if path.name in _SKIP or (path != self.root and path.is_symlink() and not self._follow(path)):
+            return
+        parts = (*parts, path.name)
+        try:
+            mode = path.stat().st_mode
+            children = sorted(path.iterdir()) if stat.S_ISDIR(mode) else []
+        except OSError as error:
+            reason = error.strerror or "cannot be listed"
+            self._refuse(parts, SourceError("SOURCE_MISSING", f"{FileRef(str(path))}: {reason}"))
+            return
+        for child in children:
+            yield from self.path(child, parts)
+        if stat.S_ISREG(mode):
+            if path.suffix.lower() == ".zip":
+                yield from self.zip(FileRef(str(path)), (*parts[:-1], path.name[:-4]))
+            else:
+                yield parts, FileRef(str(path))
+
+    def _follow(self, link: Path) -> bool:
+        target, root, here = (os.path.realpath(path) for path in (link, self.root, link.parent))
+        below_root = os.path.commonpath([target, root]) == root
+        if not below_root or not Path(target).exists() or os.path.commonpath([here, target]) == target:
+            return False
+        if not Path(target).is_dir():
+            return True
+        again = target in self.linked
+        self.linked.add(target)
+        return not again
+
+    def zip(self, ref: FileRef, parts: Parts) -> Iterator[tuple[Parts, FileRef]]:
+        """Yield what lies in a zip; `parts` include its stem."""
+        try:
+            infos = _list_zip(ref)
+        except SourceError as error:
+            self._refuse(parts, error)
+            return
+        for info in infos:
+            names = tuple(name for name in info.filename.split("/") if name not in ("", "."))
+            if info.is_dir() or not names or _SKIP.intersection(names) or ".." in names:
+                continue
+            inner = FileRef(ref.path, (*ref.members, info.filename))
+            if names[-1].lower().endswith(".zip"):
+                yield from self.zip(inner, (*parts, *names[:-1], names[-1][:-4]))
+            else:
+                yield (*parts, *names), inner
+
+    def _refuse(self, parts: Parts, error: SourceError) -> None:
+        if self.faults is None or len(parts) == 1:  # the root itself
+            raise error
+        self.faults.append((parts, error))
 
 
-def _inside(path: Path, root: Path) -> bool:
-    return not path.is_symlink() or path == root or path.resolve().is_relative_to(root.resolve())
-
-
-def _walk_zip(ref: FileRef, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FileRef]]:
+def _list_zip(ref: FileRef) -> list[zipfile.ZipInfo]:
     if len(ref.members) >= MAX_DEPTH:
         raise SourceError("ARCHIVE_LIMIT", f"{ref}: zips nested deeper than {MAX_DEPTH}")
     infos = _open_zip(ref).infolist()
     if len(infos) > MAX_MEMBERS:
         raise SourceError("ARCHIVE_LIMIT", f"{ref}: {len(infos)} entries, expected at most {MAX_MEMBERS}")
-    for info in sorted(infos, key=lambda info: info.filename):
-        names = tuple(name for name in info.filename.split("/") if name not in ("", "."))
-        if info.is_dir() or not names or _SKIP.intersection(names) or ".." in names:
-            continue
-        inner = FileRef(ref.path, (*ref.members, info.filename))
-        if names[-1].lower().endswith(".zip"):
-            yield from _walk_zip(inner, (*parts, *names[:-1], names[-1][:-4]))
-        else:
-            yield (*parts, *names), inner
+    return sorted(infos, key=lambda info: info.filename)
 
 
 def read_bytes(ref: FileRef) -> bytes:
@@ -92,9 +151,11 @@ def read_bytes(ref: FileRef) -> bytes:
         info = archive.getinfo(ref.members[-1])
         _check_limits(ref, info)
         return archive.read(info)
+    except SourceError:
+        raise
     except KeyError as error:
         raise SourceError("SOURCE_MISSING", f"{ref}: no such entry in the zip") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from error
 
 
@@ -124,7 +185,9 @@ def _open_zip(ref: FileRef) -> zipfile.ZipFile:
         return _handles.archives[ref]
     try:
         archive = zipfile.ZipFile(io.BytesIO(read_bytes(ref)) if ref.members else ref.path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except SourceError:
+        raise
+    except _DAMAGE as error:
         raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from error
     while len(_handles.archives) >= _MAX_OPEN:
         _handles.archives.pop(next(iter(_handles.archives))).close()

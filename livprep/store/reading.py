@@ -55,7 +55,7 @@ class Store(Mapping[str, "CaseStore"]):
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.exists():
-            raise StoreError("STORE_MISSING", f"{path}: no such store; run `livprep ingest` first or pass --store")
+            raise StoreError("STORE_MISSING", f"{path}: no such store")
         data = layout.read_attributes(path)
         _check_version(path, data)
         try:

@@ -74,7 +74,7 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
             raise StoreError(
                 "STORE_PREPARATION",
                 f"{path}: prepared with {store.preparation.as_dict()} and profile {store.meta.profile}, "
-                f"asked for {preparation.as_dict()} and profile {profile}; use another --store or --replace",
+                f"asked for {preparation.as_dict()} and profile {profile}",
             )
         return
     path.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """The sliding window: a volume patch by patch, averaged with Gaussian weights.
 
-MONAI's `sliding_window_inference` computes the same (a test compares them), but needs the whole image as
-float32 and a second volume for the sums of the weights. Here the image stays uint8 on the CPU, and as the
-weights separate by axes, their sums are three vectors. A patch in which every channel is 0 (air, beyond the
-windows' low end) is passed through the network once and its result reused, which changes no bit.
+Why not MONAI's `sliding_window_inference`: it needs the whole image as float32 and a second volume for the sums
+of the weights, and lifts every weight to at least 1e-3, which lets patch borders speak. Here the image stays uint8
+on the CPU, and as the weights separate by axes, their sums are three vectors. A patch in which every channel is 0
+(air, below the windows) passes through the network once and its result is reused.
 """
 
 from __future__ import annotations

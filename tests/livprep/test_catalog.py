@@ -187,6 +187,14 @@ def _set(*path: Any) -> Edit:
     return edit
 
 
+def _all(*edits: Edit) -> Edit:
+    def edit(data: dict[str, Any]) -> None:
+        for one in edits:
+            one(data)
+
+    return edit
+
+
 CONTRADICTIONS: dict[str, tuple[Edit, str]] = {
     "unknown key": (_set("ircadb", "colour", "red"), "ircadb.colour: Extra inputs are not permitted"),
     "schema": (_set("schema", 2), "schema: Input should be 1"),
@@ -200,7 +208,7 @@ CONTRADICTIONS: dict[str, tuple[Edit, str]] = {
     "orientation names an axis twice": (_set("lits", "repairs", 0, "orientation", "LRS"), "names an axis twice"),
     "overlap shifted": (_set("overlaps", "pairs", 0, "lits", 29), "overlaps and the `lits` numbers"),
     "lits number": (
-        lambda d: (_set("overlaps", "pairs", 0, "lits", 48)(d), _set("ircadb", "cases", 0, "lits", 48)(d)),  # type: ignore[func-returns-value,return-value]
+        _all(_set("overlaps", "pairs", 0, "lits", 48), _set("ircadb", "cases", 0, "lits", 48)),
         "expected LiTS 27 + N",
     ),
     "repair missing": (lambda d: d["lits"]["repairs"].pop(), "overlaps and LiTS repairs"),

@@ -143,7 +143,8 @@ def test_losses_and_gradients_stay_finite(name: str, scale: float, dtype: torch.
     loss = build_loss(name)(logits, target, torch.zeros(1, 8, 8, 8) if scale == 0 else None)
     loss.backward()
     assert torch.isfinite(loss)
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_eldice_of_a_large_perfect_prediction_is_defined() -> None:
@@ -153,7 +154,8 @@ def test_eldice_of_a_large_perfect_prediction_is_defined() -> None:
     loss = build_loss("eldice")(logits, target, None)
     loss.backward()
     assert 0 <= loss.item() < 0.05
-    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize("name", ["tversky", "dice", "jaccard"])

@@ -50,7 +50,9 @@ def test_every_level_adds_its_own_input() -> None:
         assert torch.equal(given[follower], out[f"enc{level}"] + out[below])
     assert torch.equal(given["dec1"], given["widen"])
     assert torch.equal(given["up2"], out["dec1"] + out["widen"])
-    for k, (decoder, up, skip) in enumerate((("dec2", "up2", "down3"), ("dec3", "up3", "down2"), ("dec4", "up4", "down1"))):
+    for k, (decoder, up, skip) in enumerate(
+        (("dec2", "up2", "down3"), ("dec3", "up3", "down2"), ("dec4", "up4", "down1"))
+    ):
         assert torch.equal(given[decoder], torch.cat([out[up], given[skip]], dim=1))
         assert torch.equal(given["map4" if k == 2 else f"up{k + 3}"], out[decoder] + out[up])
 
