@@ -44,7 +44,6 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench_ingest
-	$(BIN)/python -m benchmarks.bench_loader
 
 clean:
 	rm -rf "$(VENV)" "$(DEMO)"

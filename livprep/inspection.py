@@ -13,6 +13,12 @@ from livprep.prepare import Preparation, prepare
 from livprep.sources import discover, read_case
 
 
+_NOTHING: dict[str, Any] = {
+    "code": "", "detail": "", "shape_zyx": None, "spacing_mm": None, "orientation": None, "hu_min": None,
+    "hu_max": None, "hu_sha256": None, "warnings": [],
+}  # fmt: skip
+
+
 def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield one record (commands.md, `inspect --json`) for each series or NIfTI under `paths`.
 
@@ -25,24 +31,19 @@ def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """
     catalog = load_catalog()
     found = discover(paths, catalog, "any")
-    if not found.cases and not found.rejected:
+    if not found.cases and not found.rejected and not found.ignored:
         raise SourceError("NOTHING_FOUND", f"{', '.join(map(str, paths))}: no CT series and no NIfTI")
+    for status, entries in (("rejected", found.rejected), ("ignored", found.ignored)):
+        for entry in entries:
+            known = {"path": entry.case_id, "kind": "dicom", "status": status}
+            yield _NOTHING | known | {"code": entry.code, "detail": entry.detail}
     for case in found.cases:
         ref = case.image[0]
-        record: dict[str, Any] = {
-            "path": str(ref) if len(case.image) == 1 else str(ref).rpartition("/")[0],
+        record = {
+            "path": str(ref) if len(case.image) == 1 else str(ref).rpartition("/")[0].removesuffix("!"),
             "kind": "nifti" if ref.name.lower().endswith((".nii", ".nii.gz")) else "dicom",
             "status": "ok",
-            "code": "",
-            "detail": "",
-            "shape_zyx": None,
-            "spacing_mm": None,
-            "orientation": None,
-            "hu_min": None,
-            "hu_max": None,
-            "hu_sha256": None,
-            "warnings": [],
-        }
+        } | _NOTHING
         try:
             source = read_case(case, catalog)
         except (SourceError, GeometryError) as error:

@@ -116,3 +116,41 @@ def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1 << bit
     path.write_bytes(data)
+
+
+def write_series(folder: Path, slices: Iterable[bytes]) -> Path:
+    """Slices as image_0, image_1 ... in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, data in enumerate(slices):
+        (folder / f"image_{k}").write_bytes(data)
+    return folder
+
+
+def mask_array(seed: int, shape: tuple[int, int, int] = (4, 6, 5)) -> np.ndarray:
+    """A random mask of 0 and 255."""
+    return np.random.default_rng(seed).integers(0, 2, shape).astype(np.uint8) * np.uint8(255)
+
+
+def ircadb_case(root: Path, number: int = 2, masks: Mapping[str, np.ndarray] | None = None) -> Path:
+    """A loose 3DIRCADb case of 4 x 6 x 5 voxels; by default with `liver` and `livertumor` (patient 2's)."""
+    case = root / f"3Dircadb1.{number}"
+    write_series(case / "PATIENT_DICOM", [plain_slice(k) for k in range(4)])
+    chosen = {"liver": mask_array(1), "livertumor": mask_array(2)} if masks is None else masks
+    for name, mask in chosen.items():
+        write_series(case / "MASKS_DICOM" / name, [plain_slice(k, mask[k]) for k in range(len(mask))])
+    return case
+
+
+def lits_pair(folder: Path, number: int = 0, *, seed: int = 0, suffix: str = ".nii") -> tuple[Path, Path]:
+    """volume-N and segmentation-N of 4 x 6 x 5 voxels with a plain affine."""
+    import gzip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    volume = scan(seed=seed)
+    paths = []
+    for name, values in (("volume", volume.image.hu), ("segmentation", volume.label_map.labels)):
+        data = nifti_bytes(values)
+        path = folder / f"{name}-{number}{suffix}"
+        path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+        paths.append(path)
+    return paths[0], paths[1]

@@ -36,6 +36,11 @@ _COLUMNS = ("dice", "assd", "hd95", "surface_dice")
 )
 @store_option
 @click.option(
+    "--against",
+    type=click.Path(path_type=Path, exists=True),
+    help="Other predictions of the same cases, to compare case by case.",
+)
+@click.option(
     "--spacing",
     type=click.Choice(["header", "catalog"]),
     default="header",
@@ -52,6 +57,7 @@ def evaluate(
     predictions: Path,
     references: tuple[Path, ...],
     store: Path,
+    against: Path | None,
     spacing: Any,
     catalog: Path | None,
     as_json: bool,
@@ -63,21 +69,33 @@ def evaluate(
     """
     from livprep.catalog import load_catalog
     from livprep.sources import catalog_beside
-    from livtrain.evaluate import evaluate_folder
+    from livtrain.evaluate import compare, evaluate_folder
 
-    evaluation = evaluate_folder(
-        predictions,
-        references,
-        store,
-        catalog=load_catalog(catalog or catalog_beside(references)),
-        spacing=spacing,
-        progress=lambda case: say(quiet, f"{case.case}: liver Dice {case.liver.dice:.3f}"),
+    facts = load_catalog(catalog or catalog_beside(references))
+    scored, *other = (
+        evaluate_folder(
+            folder,
+            references,
+            store,
+            catalog=facts,
+            spacing=spacing,
+            progress=lambda case: say(quiet, f"{case.case}: liver Dice {case.liver.dice:.3f}"),
+        )
+        for folder in (predictions, against)
+        if folder is not None
     )
-    say(quiet, f"scored on {evaluation.grid}")
+    differences = compare(scored, other[0]) if other else {}
+    say(quiet, f"scored on {scored.grid}")
     if as_json:
-        click.echo(json.dumps(evaluation.as_json(), allow_nan=False))
-    else:
-        _print(evaluation)
+        extra = {"against": {name: entry.as_json() for name, entry in differences.items()}} if differences else {}
+        click.echo(json.dumps({**scored.as_json(), **extra}, allow_nan=False))
+        return
+    _print(scored)
+    for name, entry in differences.items():
+        click.echo(
+            f"{name} against {against}: mean {entry.mean:+.4f}, median {entry.median:+.4f}, better in {entry.better} "
+            f"and worse in {entry.worse} of {entry.cases} cases, Wilcoxon p = {entry.p_value:.3g}"
+        )
 
 
 def _print(evaluation: Evaluation) -> None:
@@ -86,8 +104,11 @@ def _print(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    cases = Table("case", "", box=box.SIMPLE, title="Cases (distances in mm, volumes in ml, – where undefined)")
+    longest = max(len(case.case) for case in evaluation.cases)
+    console = Console(highlight=False, width=100 + longest)  # a narrow terminal wraps lines; nothing is cut off
+    cases = Table(box=box.SIMPLE, title="Cases (distances in mm, volumes in ml, – where undefined)")
+    for name in ("case", ""):
+        cases.add_column(name, no_wrap=True)
     for name in (*_COLUMNS, "ml", "ref ml", "tp/fp/fn"):
         cases.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for case in evaluation.cases:
@@ -103,7 +124,9 @@ def _print(evaluation: Evaluation) -> None:
     lits = found["lits"]
     names = [name.partition("_") for name in lits if name.startswith(("liver_", "lesion_"))]
     for name in dict.fromkeys(part[2] for part in names):
-        numbers.add_row(name, *(_text(lits[f"{o}_{name}"]) if f"{o}_{name}" in lits else "" for o in ("liver", "lesion")))
+        numbers.add_row(
+            name, *(_text(lits[f"{o}_{name}"]) if f"{o}_{name}" in lits else "" for o in ("liver", "lesion"))
+        )
     for name in ("RMSE_Tumorburden", "MAXERROR_Tumorburden"):
         numbers.add_row(name, "", _text(lits[name]))
     numbers.add_section()

@@ -37,7 +37,9 @@ from livcli.options import output_options, say, store_option
     "--tumor", type=click.Path(path_type=Path), multiple=True, help="Run of stage tumor; repeat it to average several."
 )
 @click.option("--cases", help="Only these: train, val or test of the store's default split, or a pattern of names.")
-@click.option("--tta", is_flag=True, help="Average over the 8 mirrorings (8 times the work).")
+@click.option(
+    "--tta", is_flag=True, help="Average over the 8 mirrorings (8 times the work); for runs trained with flips."
+)
 @click.option(
     "--keep-largest/--no-keep-largest",
     default=True,

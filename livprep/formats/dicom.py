@@ -20,7 +20,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from livprep.cases import FileRef, Note
-from livprep.errors import SourceError
+from livprep.errors import GeometryError, SourceError
 from livprep.formats.hashing import HashingReader
 from livprep.geometry import Geometry, shortest_decimal
 
@@ -117,16 +117,18 @@ def _slice_of(ref: FileRef, dataset: Any) -> Slice:
     position = _numbers(ref, dataset, "ImagePositionPatient", 3)
     orientation = _numbers(ref, dataset, "ImageOrientationPatient", 6)
     spacing = _numbers(ref, dataset, "PixelSpacing", 2)
-    if abs(np.linalg.norm(orientation[:3]) - 1) > 0.01 or abs(np.linalg.norm(orientation[3:]) - 1) > 0.01:
-        raise SourceError("SERIES_TAG", f"{ref}: ImageOrientationPatient holds no unit vectors")
-    if spacing.min() <= 0:
+    row, column = orientation[:3], orientation[3:]
+    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > 0.01 or abs(row @ column) > 1e-3:
+        raise SourceError("SERIES_TAG", f"{ref}: ImageOrientationPatient holds no unit vectors at right angles")
+    spacing_yx = shortest_decimal(spacing[0]), shortest_decimal(spacing[1])
+    if not all(0 < mm < float("inf") for mm in spacing_yx):
         raise SourceError("SERIES_TAG", f"{ref}: PixelSpacing is not positive, expected mm")
     thickness = dataset.get("SliceThickness")
     return Slice(
         ref=ref,
         position=position,
         orientation=orientation,
-        spacing_yx=(shortest_decimal(spacing[0]), shortest_decimal(spacing[1])),
+        spacing_yx=spacing_yx,
         thickness=None if thickness in (None, "") else float(thickness),
         series_uid=str(dataset.get("SeriesInstanceUID") or ""),
         sop_class=str(dataset.get("SOPClassUID") or ""),
@@ -136,9 +138,8 @@ def _slice_of(ref: FileRef, dataset: Any) -> Slice:
 
 
 def _numbers(ref: FileRef, dataset: Any, keyword: str, count: int) -> npt.NDArray[np.float64]:
-    value = dataset.get(keyword)
     try:
-        numbers = np.array([float(v) for v in value], dtype=np.float64)
+        numbers = np.array([float(v) for v in dataset.get(keyword)], dtype=np.float64)
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.size != count or not np.isfinite(numbers).all():
@@ -164,7 +165,10 @@ def _stored_values(ref: FileRef, dataset: Any) -> npt.NDArray[Any]:
         raise SourceError("PIXELDATA_SHORT", f"{ref}: holds {len(data)} pixel bytes, expected {expected}")
     kind = "i" if int(dataset.get("PixelRepresentation") or 0) else "u"
     order = "<" if syntax.is_little_endian else ">"
-    return np.frombuffer(data, dtype=f"{order}{kind}{bits // 8}", count=rows * columns).reshape(rows, columns)
+    values = np.frombuffer(data, dtype=f"{order}{kind}{bits // 8}", count=rows * columns).reshape(rows, columns)
+    unused = bits - int(dataset.get("BitsStored") or bits)
+    # What lies above the stored bits is no value (PS3.5, 8.1.1); the way back extends the sign.
+    return (values << unused) >> unused if 0 < unused < bits else values
 
 
 def _decompress(ref: FileRef, dataset: Any, shape: tuple[int, int]) -> npt.NDArray[Any]:
@@ -185,11 +189,11 @@ def _rescale(ref: FileRef, dataset: Any, stored: npt.NDArray[Any]) -> IntArray:
     slope = float(dataset.get("RescaleSlope") or 1.0)
     intercept = float(dataset.get("RescaleIntercept") or 0.0)
     values: npt.NDArray[Any]
-    if slope == 1.0 and intercept == int(intercept):
+    if slope == 1.0 and intercept.is_integer() and abs(intercept) < 1 << 24:
         values = stored.astype(np.int32) + np.int32(intercept)
     else:
         values = np.rint(stored.astype(np.float64) * slope + intercept)
-    if values.min() < -32768 or values.max() > 32767:
+    if not (values.min() >= -32768 and values.max() <= 32767):  # so that NaN is refused too
         raise SourceError("HU_RANGE", f"{ref}: HU {values.min():g} to {values.max():g} do not fit int16")
     return values.astype(np.int16)
 
@@ -212,7 +216,11 @@ def assemble(role: str, slices: list[Slice]) -> Series:
         hu[z] = entry.pixels
         entry.pixels = hu[z]  # frees the slice's own copy
     z, y, x = hu.shape
-    return Series(hu, Geometry.from_affine_lps(affine, (z, y, x)), (*_identity_notes(role, slices), *notes))
+    try:
+        geometry = Geometry.from_affine_lps(affine, (z, y, x))
+    except GeometryError as error:
+        raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
+    return Series(hu, geometry, (*_identity_notes(role, slices), *notes))
 
 
 def _check_uniform(role: str, slices: Sequence[Slice]) -> None:
@@ -239,7 +247,7 @@ def _check_positions(
     """Return the slice distance in mm and notes; positions must be even and lie on one line along the normal."""
     first = slices[0]
     if len(slices) == 1:
-        if not first.thickness or first.thickness <= 0:
+        if not first.thickness or not 0 < first.thickness < float("inf"):
             raise SourceError("SERIES_TAG", f"{first.ref}: a single slice without SliceThickness has no extent")
         return shortest_decimal(first.thickness), ()
     positions = np.stack([s.position for s in slices])
@@ -303,8 +311,14 @@ class SeriesKey:
     modality: str
 
 
-def peek(data: bytes) -> SeriesKey | None:
-    """Series UID and modality of a file's header, or None where it is no DICOM image."""
+def peek(ref: FileRef, data: bytes) -> SeriesKey | None:
+    """Series UID and modality of a file's header, or None where it is no DICOM image.
+
+    Raises
+    ------
+    SourceError
+        DICOM_UNREADABLE: it begins like a DICOM file but cannot be parsed.
+    """
     if not is_dicom(data):
         return None
     try:
@@ -312,8 +326,8 @@ def peek(data: bytes) -> SeriesKey | None:
             warnings.simplefilter("ignore")
             tags = ["SeriesInstanceUID", "Modality", "Rows"]
             header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
-    except Exception:
-        return None
-    if header.get("Rows") is None:
-        return None
-    return SeriesKey(str(header.get("SeriesInstanceUID") or ""), str(header.get("Modality") or ""))
+            if header.get("Rows") is None:
+                return None
+            return SeriesKey(str(header.get("SeriesInstanceUID") or ""), str(header.get("Modality") or ""))
+    except Exception as error:
+        raise SourceError("DICOM_UNREADABLE", f"{ref}: damaged DICOM ({type(error).__name__})") from None

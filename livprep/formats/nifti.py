@@ -80,20 +80,18 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
     """
     content: bytes | bytearray = gunzip(ref, data) if data[:2] == b"\x1f\x8b" else data
     header = _header(ref, bytes(content[:544]))
-    shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
+    count = int(header["dim"][0])
+    shape = tuple(int(n) for n in header["dim"][1 : 1 + count]) if 1 <= count <= 7 else ()
     x, y, z = (*shape, 1, 1, 1)[:3]
-    if not 1 <= len(shape) <= 7 or any(n != 1 for n in shape[3:]) or not all(1 <= n <= MAX_SIDE for n in (x, y, z)):
+    if not shape or any(n != 1 for n in shape[3:]) or not all(1 <= n <= MAX_SIDE for n in (x, y, z)):
         raise SourceError("NIFTI_DIM", f"{ref}: dimensions {shape}, expected one volume of up to {MAX_SIDE} a side")
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise SourceError("NIFTI_HEADER", f"{ref}: values of type {dtype}, expected integers or floats")
-    offset, count = int(header["vox_offset"]), x * y * z
-    if offset < header.sizeof_hdr or len(content) < offset + count * dtype.itemsize:
+    dtype = _dtype(ref, header)
+    offset, size = float(header["vox_offset"]), x * y * z * dtype.itemsize
+    if not header.sizeof_hdr <= offset <= len(content) - size:  # so that NaN is refused too
         raise SourceError(
-            "NIFTI_SHORT",
-            f"{ref}: holds {len(content)} bytes, expected {offset + count * dtype.itemsize} for {shape}",
+            "NIFTI_SHORT", f"{ref}: holds {len(content)} bytes, expected {size} for {shape} from byte {offset:g}"
         )
-    values = np.frombuffer(content, dtype=dtype, count=count, offset=offset).reshape(z, y, x)
+    values = np.frombuffer(content, dtype=dtype, count=x * y * z, offset=int(offset)).reshape(z, y, x)
     affine, notes = _affine(ref, header)
     try:
         geometry = Geometry.from_affine_ras(affine, (z, y, x))
@@ -118,6 +116,16 @@ def _header(ref: FileRef, data: bytes) -> nib.Nifti1Header:
     raise SourceError("NIFTI_HEADER", f"{ref}: no NIfTI header (expected a size of 348 or 540 bytes)")
 
 
+def _dtype(ref: FileRef, header: nib.Nifti1Header) -> np.dtype[np.generic]:
+    try:
+        dtype: np.dtype[np.generic] = header.get_data_dtype()
+    except Exception:  # nibabel looks the code up in a table
+        raise SourceError("NIFTI_HEADER", f"{ref}: values of an unknown type") from None
+    if dtype.kind not in "iuf":
+        raise SourceError("NIFTI_HEADER", f"{ref}: values of type {dtype}, expected integers or floats")
+    return dtype
+
+
 def _affine(ref: FileRef, header: nib.Nifti1Header) -> tuple[npt.NDArray[np.float64], tuple[Note, ...]]:
     """The sform where set, else the qform, else the voxel sizes; finite, without shear, columns = pixdim."""
     notes: tuple[Note, ...] = ()
@@ -128,7 +136,7 @@ def _affine(ref: FileRef, header: nib.Nifti1Header) -> tuple[npt.NDArray[np.floa
             affine = np.asarray(header.get_qform(), dtype=np.float64)
         else:
             affine = np.asarray(header.get_base_affine(), dtype=np.float64)
-            notes = (Note("NIFTI_NO_AFFINE", f"{ref}: neither sform nor qform is set; orientation is assumed"),)
+            notes = (Note("NIFTI_NO_AFFINE", "neither sform nor qform is set; orientation is assumed"),)
     except Exception as error:
         raise SourceError("NIFTI_AFFINE", f"{ref}: unusable affine ({type(error).__name__})") from None
     columns = affine[:3, :3]

@@ -16,13 +16,7 @@ _GZIP_LEVEL = 4
 _BLOCK_BYTES = 1 << 24
 
 
-def nifti_header(
-    shape_zyx: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    affine_ras: FloatArray,
-    *,
-    pixdim: tuple[float, float, float] | None = None,
-) -> bytes:
+def nifti_header(shape_zyx: tuple[int, ...], dtype: npt.DTypeLike, affine_ras: FloatArray) -> bytes:
     """Encode the 352 bytes before the voxels of a single-file NIfTI-1.
 
     Parameters
@@ -33,8 +27,6 @@ def nifti_header(
         Type of the voxels.
     affine_ras
         4 x 4 map from index (x, y, z, 1) to RAS mm; written as sform and qform, both with code 1 (scanner).
-    pixdim
-        Voxel distances along x, y, z in mm if they are to differ from the affine's.
     """
     header = nib.Nifti1Header()
     header.set_data_shape(shape_zyx[::-1])
@@ -44,8 +36,6 @@ def nifti_header(
     header.set_xyzt_units("mm")
     header.set_slope_inter(1.0, 0.0)
     header["vox_offset"] = 352
-    if pixdim is not None:
-        header["pixdim"][1:4] = pixdim
     block: bytes = header.binaryblock
     return block + bytes(4)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from livprep.cases import Case, FileRef, Rejection
+from livprep.cases import Case, FileRef, Rejection, printable
 from livprep.catalog import Catalog
 from livprep.errors import SourceError, UsageError
-from livprep.formats.archive import close_archives, walk
+from livprep.formats.archive import Faults, Parts, close_archives, walk
 from livprep.formats.hashing import HashingReader
 from livprep.sources import anyscan, ircadb, lits
 from livprep.sources.found import Found, SourceCase
@@ -34,10 +34,11 @@ CATALOG_NAME = "catalog.yaml"
 
 @dataclass(frozen=True)
 class Discovery:
-    """Cases found, sorted by id, and what was found but cannot be read."""
+    """Cases found, sorted by id, what was found but cannot be read, and scans that are no CT (`any` alone)."""
 
     cases: tuple[Case, ...]
     rejected: tuple[Rejection, ...]
+    ignored: tuple[Rejection, ...] = ()
 
 
 def catalog_beside(paths: Sequence[Path]) -> Path | None:
@@ -69,23 +70,48 @@ def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") 
     Raises
     ------
     SourceError
-        SOURCE_MISSING or ARCHIVE_… for a path that cannot be listed.
+        SOURCE_MISSING or ARCHIVE_… for a path that cannot be listed; what lies below it and cannot be listed
+        rejects its case alone.
     """
-    files: list[tuple[tuple[str, ...], FileRef]] = []
-    for path in paths:
-        parents = Path(path).absolute().parent.parts
-        files.extend(((*parents, *parts), ref) for parts, ref in walk(Path(path)))
+    files: dict[tuple[Parts, FileRef], None] = {}  # a set in order: sources may overlap
+    faults: Faults = []
     finders = {"ircadb": ircadb.find, "lits": lits.find, "any": anyscan.find}
     chosen = ("ircadb", "lits") if dataset == "auto" else (dataset,)
-    found = [finders[name](files, catalog) for name in chosen]
-    close_archives()
-    return _merge(found)
+    try:
+        for path in paths:
+            parents, own = Path(path).absolute().parent.parts, Faults()
+            files.update((((*parents, *parts), ref), None) for parts, ref in walk(Path(path), own))
+            faults.extend(((*parents, *parts), error) for parts, error in own)
+        found = [finders[name](list(files), catalog) for name in chosen]
+    finally:
+        close_archives()
+    name_of = _scan_of if dataset == "any" else _case_of
+    named = [(name_of(parts, catalog), error) for parts, error in faults]
+    return _merge(found, {name: Rejection(name, error.code, error.message) for name, error in named if name})
 
 
-def _merge(found: Sequence[Found]) -> Discovery:
+def _case_of(parts: Parts, catalog: Catalog) -> str:
+    """Case that a zip or folder belongs to by its name, else the name; empty where no case needs it."""
+    if parts[-1].casefold() in map(str.casefold, catalog.ircadb.layout.ignored):
+        return ""
+    for part in reversed(parts):
+        number, name = catalog.ircadb.layout.case_number(part), catalog.lits.layout.parse(part)
+        if number is not None:
+            return ircadb.case_id(number)
+        if name is not None:
+            return lits.case_id(name.number, test=name.kind.startswith("test"))
+    return printable(parts[-1])
+
+
+def _scan_of(parts: Parts, catalog: Catalog) -> str:
+    return printable(str(Path(*parts)))
+
+
+def _merge(found: Sequence[Found], faulty: dict[str, Rejection]) -> Discovery:
     cases: dict[str, Case] = {}
-    rejected = [rejection for part in found for rejection in part.rejected]
-    for case in (case for part in found for case in part.cases):
+    rejected = [entry for part in found for entry in part.rejected if entry.case_id not in faulty]
+    rejected.extend(faulty.values())
+    for case in (case for part in found for case in part.cases if case.case_id not in faulty):
         if case.case_id in cases:
             rejected.append(
                 Rejection(
@@ -97,7 +123,9 @@ def _merge(found: Sequence[Found]) -> Discovery:
         else:
             cases[case.case_id] = case
     return Discovery(
-        tuple(cases[key] for key in sorted(cases)), tuple(sorted(rejected, key=lambda entry: entry.case_id))
+        tuple(cases[key] for key in sorted(cases)),
+        tuple(sorted(rejected, key=lambda entry: entry.case_id)),
+        tuple(entry for part in found for entry in part.ignored),
     )
 
 

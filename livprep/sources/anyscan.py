@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from pathlib import Path
 
-from livprep.cases import Case, FileRef
+from livprep.cases import Case, FileRef, Rejection, printable
 from livprep.catalog import Catalog
-from livprep.formats.archive import read_bytes
+from livprep.errors import SourceError
+from livprep.formats.archive import Parts, read_bytes
 from livprep.formats.dicom import peek, read_series
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import read_nifti, to_hu
@@ -19,19 +21,32 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def find(files: Files, catalog: Catalog) -> Found:
-    """Take NIfTI files by name, and group everything else that is DICOM by folder and series UID."""
+    """Take NIfTI files by name, and group everything else that is DICOM by folder and series UID.
+
+    Series of another modality are ignored; a folder with files that cannot be opened is rejected once.
+    """
     found = Found()
-    series: dict[tuple[tuple[str, ...], str], list[FileRef]] = defaultdict(list)
+    series: dict[tuple[Parts, str], list[FileRef]] = defaultdict(list)
+    ignored: dict[tuple[Parts, str], Rejection] = {}
+    faulty: dict[Parts, Rejection] = {}
     taken: set[str] = set()
     for parts, ref in files:
         match = _NIFTI.fullmatch(parts[-1])
         if match:
             found.cases.append(Case(_unique(match[1], taken), "any", -1, (ref,)))
             continue
-        key = peek(read_bytes(ref))
+        folder = printable(str(Path(*parts[:-1])))
+        try:
+            key = peek(ref, read_bytes(ref))
+        except SourceError as error:
+            faulty.setdefault(parts[:-1], Rejection(folder, error.code, error.message))
+            continue
         if key is not None and key.modality == "CT":
             series[parts[:-1], key.uid].append(ref)
-    per_folder: dict[tuple[str, ...], int] = defaultdict(int)
+        elif key is not None:
+            ignored[parts[:-1], key.uid] = Rejection(folder, "", "the modality is not CT")
+    found.rejected, found.ignored = list(faulty.values()), list(ignored.values())
+    per_folder: dict[Parts, int] = defaultdict(int)
     for folder, _ in series:
         per_folder[folder] += 1
     for (folder, uid), refs in sorted(series.items()):

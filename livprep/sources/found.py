@@ -20,6 +20,7 @@ class Found:
 
     cases: list[Case] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+    ignored: list[Rejection] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)

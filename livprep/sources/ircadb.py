@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from livprep.cases import Case, FileRef, Note, Rejection
+from livprep.cases import Case, FileRef, Note, Rejection, printable
 from livprep.catalog import Catalog, IrcadbCase, MaskRole
 from livprep.errors import SourceError
 from livprep.formats.archive import read_bytes
@@ -51,8 +51,12 @@ def find(files: Files, catalog: Catalog) -> Found:
 
 
 def _add(found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Grouped], catalog: Catalog) -> None:
-    where = root[-1] if root else "."
-    number = _number(root, scan, catalog)
+    where = printable(root[-1] if root else ".")
+    try:
+        number = _number(root, scan, catalog)
+    except SourceError as error:
+        found.rejected.append(Rejection(where, error.code, error.message))
+        return
     if number is None or catalog.ircadb.case(number) is None:
         name = where if number is None else case_id(number)
         found.rejected.append(Rejection(name, "CASE_UNKNOWN", f"{where}: no 3DIRCADb-01 patient of the catalogue"))
@@ -62,7 +66,7 @@ def _add(found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Gr
         return
     listed = catalog.ircadb.case(number)
     assert listed is not None
-    used, notes = _choose(where, masks, catalog)
+    used, notes = _choose(case_id(number), masks, catalog)
     missing = [name for name in _required(listed, catalog) if name.lower() not in {key.lower() for key in used}]
     if missing:
         detail = f"{where}: mask folder {', '.join(missing)} is missing; expected in MASKS_DICOM"
@@ -70,7 +74,7 @@ def _add(found: Found, root: tuple[str, ...], scan: Grouped, masks: dict[str, Gr
         return
     twice = any(len(refs) > 1 for refs in scan.values())
     if twice:
-        notes.append(Note("SOURCE_TWICE", f"{where}: PATIENT_DICOM lies there zipped and loose"))
+        notes.append(Note("SOURCE_TWICE", f"{case_id(number)}: PATIENT_DICOM lies there zipped and loose"))
     found.cases.append(
         Case(
             case_id=case_id(number),
@@ -101,7 +105,7 @@ def _required(listed: IrcadbCase, catalog: Catalog) -> list[str]:
     return [*roles.liver, *listed.tumor_masks(roles)]
 
 
-def _choose(where: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[list[str], list[Note]]:
+def _choose(case: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[list[str], list[Note]]:
     """Names of the masks to unite, and a note on each that looks like tumor but is not used."""
     used, notes = [], []
     for name in sorted(masks):
@@ -109,9 +113,9 @@ def _choose(where: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[li
         if role in (MaskRole.LIVER, MaskRole.TUMOR):
             used.append(name)
         elif role is MaskRole.DISPUTED:
-            notes.append(Note("MASK_DISPUTED", f"{where}: mask {name} is not counted as hepatic tumor"))
+            notes.append(Note("MASK_DISPUTED", f"{case}: mask {name} is not counted as hepatic tumor"))
         elif role is MaskRole.UNLISTED:
-            notes.append(Note("MASK_UNLISTED", f"{where}: mask {name} is not in the catalogue and is not used"))
+            notes.append(Note("MASK_UNLISTED", f"{case}: mask {printable(name)} is not in the catalogue and is not used"))
     return used, notes
 
 

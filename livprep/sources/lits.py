@@ -59,7 +59,7 @@ def _add(found: Found, number: int, volumes: list[FileRef], labels: list[FileRef
         return
     notes: tuple[Note, ...] = ()
     if len(volumes) > 1 or len(labels) > 1:
-        notes = (Note("SOURCE_TWICE", f"{name}: found {len(volumes)} copies; {volume} is used"),)
+        notes = (Note("SOURCE_TWICE", f"{name}: lies there {max(len(volumes), len(labels))} times; the least zipped is used"),)
     masks = () if test else (("label", (prefer_loose(labels),)),)
     found.cases.append(Case(name, "lits", number, (volume,), masks, notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from livtrain.postprocess import (
 from livtrain.stages import LIVER_MARGIN_MM, Stage, get_stage
 
 BoolArray = npt.NDArray[np.bool_]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +74,7 @@ class PredictOptions:
     Parameters
     ----------
     tta
-        Mean over the 8 mirrorings.
+        Mean over the 8 mirrorings; for networks that were trained with flips.
     keep_largest
         Keep the largest component of the liver only.
     min_lesion_ml
@@ -140,6 +142,9 @@ class Predictor:
             )
         self._liver, self._tumor = tuple(liver), tuple(tumor)
         self._options = options or PredictOptions()
+        flips = [(a.flip_z, a.flip_y, a.flip_x) for a in (model.settings.augment for model in (*liver, *tumor))]
+        if self._options.tta and not all(all(flip) for flip in flips):
+            log.warning("tta: a network was trained without flips of every axis; mirrored scans are new to it")
         self._device = torch.device(device)
 
     def predict(self, scan: LoadedScan) -> Prediction:

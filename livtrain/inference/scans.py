@@ -17,7 +17,7 @@ from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
 from livprep.prepare import Preparation
 from livprep.sources import discover, read_case
-from livprep.store import CaseStore, Store, open_store
+from livprep.store import CaseStore, Store, is_store, open_store
 from livprep.volume import LabelledVolume, Volume
 
 DEFAULT_SPLIT = "default"
@@ -112,7 +112,8 @@ def find_scans(
     Parameters
     ----------
     sources
-        Paths, where they exist; else case ids or patterns of the store. None at all means every stored case.
+        Paths, where they exist (a store stands for its cases); else case ids or patterns of the store. None at all
+        means every stored case.
     store
         The store; it need not exist as long as only paths are given.
     catalog
@@ -139,6 +140,9 @@ def find_scans(
     if opened is not None and (patterns or not sources):
         scans.extend(_stored(opened, patterns or ["*"]))
     for path in paths:
+        if is_store(path):
+            scans.extend(_stored(open_store(path), ["*"]))
+            continue
         found, faults = _in_files(path, catalog)
         scans.extend(SourceScan(case, catalog) for case in found)
         rejected.extend(faults)

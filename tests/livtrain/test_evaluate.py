@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from livprep.errors import LivError
 from livprep.formats.nifti import write_nifti
 from livprep.geometry import Geometry
 from livprep.prepare import Preparation
-from livtrain.evaluate import case_key, evaluate_folder, score_case
+from livtrain.evaluate import case_key, compare, evaluate_folder, score_case
 from livtrain.metrics import LITS_NAMES
 
 CATALOG = load_catalog()
@@ -182,7 +182,7 @@ def test_conventions_differ_on_scans_without_tumor() -> None:
     assert entry["volume_ml"]["tumor"] == 0
 
 
-def _run(*arguments: object) -> object:
+def _run(*arguments: object) -> Result:
     from livcli.livtrain_evaluate import evaluate
 
     result = CliRunner().invoke(evaluate, [str(argument) for argument in arguments], standalone_mode=False)
@@ -216,3 +216,24 @@ def test_the_command_prints_tables_for_people(tmp_path: Path) -> None:
     assert "lits-003" in result.stdout
     assert "0.9286" in result.stdout
     assert result.stderr == ""
+
+
+def test_two_folders_are_compared_case_by_case(tmp_path: Path) -> None:
+    names = [f"lits-{number:03d}.nii" for number in range(6)]
+    references = _names(tmp_path / "r", names)
+    good, bad = _names(tmp_path / "good", names), _names(tmp_path / "bad", names, shift=1)
+    found = json.loads(_run("-p", good, "-r", references, "--against", bad, "--json", "-q").stdout)
+    assert found["against"]["liver_dice"] == {
+        "cases": 6, "better": 6, "worse": 0, "mean": pytest.approx(1 / 14), "median": pytest.approx(1 / 14),
+        "p_value": pytest.approx(2 / 2**6),
+    }  # fmt: skip
+    same = json.loads(_run("-p", good, "-r", references, "--against", good, "--json", "-q").stdout)
+    assert same["against"]["tumor_dice"]["p_value"] is None
+    assert "better in 6 and worse in 0 of 6" in _run("-p", good, "-r", references, "--against", bad, "-q").stdout
+
+
+def test_compared_folders_must_hold_the_same_cases(tmp_path: Path) -> None:
+    first = evaluate_folder(_names(tmp_path / "a", ["a.nii"]), [_names(tmp_path / "ra", ["a.nii"])])
+    second = evaluate_folder(_names(tmp_path / "b", ["b.nii"]), [_names(tmp_path / "rb", ["b.nii"])])
+    with pytest.raises(LivError, match="cases in one folder only: a, b"):
+        compare(first, second)

@@ -273,6 +273,11 @@ def test_a_resampled_preparation_is_applied_and_undone() -> None:
         assert 2 * np.count_nonzero(p & r) / (p.sum() + r.sum()) > 0.85
 
 
+def test_mirroring_a_network_that_never_saw_flips_is_remarked(caplog: pytest.LogCaptureFixture) -> None:
+    Predictor([_model("liver", _liver)], options=PredictOptions(tta=True))
+    assert "trained without flips" in caplog.text
+
+
 def test_stages_that_do_not_fit_are_refused() -> None:
     liver, tumor, both = _model("liver", _liver), _model("tumor", _tumor), _model("multiclass", _multiclass)
     for chosen in (([], [tumor]), ([tumor], []), ([liver, both], []), ([liver], [both])):
@@ -333,6 +338,7 @@ def test_sources_are_paths_where_they_exist_else_cases_of_the_store(tmp_path: Pa
     assert _names(["lits-*", other], store) == ["lits-003", "lits-004", "scan_one"]
     assert _names(["lits-*"], store, cases="*-003") == ["lits-003"]
     assert _names([other], tmp_path / "none.zarr") == ["scan_one"]  # no store needed
+    assert _names([str(store)], tmp_path / "none.zarr") == ["lits-003", "lits-004"]  # a store stands for its cases
     open_store(store).write_split(Split(name="default", seed=0, train=("lits-003",), test=("lits-004",)))
     assert _names([], store, cases="test") == ["lits-004"]
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from livprep.errors import GeometryError
 from livtrain.metrics import LITS_NAMES, lits_case, lits_summary, score_masks, surface_distances
-from livtrain.metrics.lits import components, detect, overlaps
+from livtrain.metrics.lesions import components, detect, overlaps
 
 SPACING = (2.5, 0.7, 0.8)
 SPACINGS = st.tuples(*[st.sampled_from([0.6, 1.0, 1.6, 5.0])] * 3)

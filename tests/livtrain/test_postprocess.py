@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from livtrain.postprocess import (
+    _lower_envelope,
     bounding_box,
     box_at_least,
     dilate_mm,
@@ -38,6 +39,16 @@ def test_dilation_is_the_euclidean_distance_within_the_radius(
         return
     expected = ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius + 1e-5
     assert np.array_equal(got, expected)
+
+
+def test_the_sweep_is_the_same_for_tensors_and_arrays() -> None:
+    """On a GPU the sweep runs on tensors, on a CPU on arrays."""
+    values = np.random.default_rng(0).random((6, 7, 8)).astype(np.float32) * 30
+    for axis in range(3):
+        array, tensor = values.copy(), torch.from_numpy(values.copy())
+        _lower_envelope(array, axis, 0.8, 4, np.minimum)
+        _lower_envelope(tensor, axis, 0.8, 4, torch.minimum)
+        assert np.array_equal(array, tensor.numpy())
 
 
 @given(mask=MASKS)
@@ -82,6 +93,11 @@ def test_holes_are_filled_and_bays_are_not() -> None:
     bay[2, 2, 2:] = False
     assert fill_holes(mask).all()
     assert not fill_holes(bay)[2, 2, 2]
+
+
+@given(mask=MASKS)
+def test_filling_equals_scipys(mask: np.ndarray) -> None:
+    assert np.array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
 
 
 def test_small_components_are_dropped_by_volume() -> None:
