@@ -18,7 +18,7 @@ from livprep.plan import Plan, make_plan
 from livprep.prepare import Preparation
 from livprep.schema import ProfileName, WindowMeta
 from livprep.sources import Choice, Discovery, catalog_beside, discover
-from livprep.store import Store, create_store, open_store, remove_window
+from livprep.store import Store, change_preparation, create_store, open_store, remove_window
 from livprep.windows import FUNCTION, Window
 
 
@@ -143,15 +143,14 @@ def _prepare_store(ingest: Ingest) -> None:
                 "STORE_PREPARATION",
                 f"{request.store}: --replace would leave {sorted(kept)[:5]} prepared otherwise; use another --store",
             ) from error
-        shutil.rmtree(request.store)
-        create_store(request.store, request.preparation, request.profile, ingest.catalog.digest)
+        change_preparation(request.store, request.preparation, request.profile, ingest.catalog.digest)
 
 
 def _check_disk(ingest: Ingest) -> None:
     if not ingest.request.preparation.is_native:
         return  # resampled cases are mostly smaller than the estimate from file sizes
     free = shutil.disk_usage(ingest.request.store).free
-    done = set(open_store(ingest.request.store))
+    done = set() if ingest.request.replace else set(open_store(ingest.request.store))
     needed = sum(need.disk_bytes for need in ingest.plan.needs if need.case_id not in done)
     if needed > free:
         raise LivError("DISK_FULL", f"{ingest.request.store}: needs about {needed} bytes, {free} are free")

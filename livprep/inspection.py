@@ -46,10 +46,10 @@ def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         } | _NOTHING
         try:
             source = read_case(case, catalog)
+            image = prepare(source.volume, Preparation()).image
         except (SourceError, GeometryError) as error:
             yield record | {"status": "rejected", "code": error.code, "detail": error.message}
             continue
-        image = prepare(source.volume, Preparation()).image
         yield record | {
             "shape_zyx": list(source.volume.geometry.shape_zyx),
             "spacing_mm": list(source.volume.geometry.spacing_mm),

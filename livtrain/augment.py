@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from livprep.geometry import Triple
 
@@ -100,9 +100,7 @@ def augment(
     """
     images, labels = [], []
     for image, label, counter, spacing in zip(image_BCZYX, labels_BZYX, counters, spacing_mm, strict=True):
-        draw = _draw(
-            strength, spacing, np.random.default_rng(np.random.SeedSequence([seed, counter, _AUGMENT]))
-        )
+        draw = _draw(strength, spacing, np.random.default_rng(np.random.SeedSequence([seed, counter, _AUGMENT])))
         if draw.matrix_zyx is not None:
             image, label = _affine(image, label, draw.matrix_zyx)
         if draw.flips:
@@ -156,11 +154,9 @@ def _affine(image: Tensor, label: Tensor, matrix_zyx: npt.NDArray[np.float64]) -
     unit = matrix_zyx * sizes[None, :] / sizes[:, None]
     theta = torch.zeros((1, 3, 4), device=image.device)
     theta[0, :, :3] = torch.from_numpy(np.ascontiguousarray(unit[::-1, ::-1])).to(image)
-    grid = F.affine_grid(theta, [1, 1, *label.shape], align_corners=False)
-    turned = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    nearest = F.grid_sample(
-        label[None, None].to(image), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
+    grid = affine_grid(theta, [1, 1, *label.shape], align_corners=False)
+    turned = grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    nearest = grid_sample(label[None, None].to(image), grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return turned[0], nearest[0, 0].to(label.dtype)
 
 

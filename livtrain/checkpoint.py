@@ -124,14 +124,10 @@ def load_checkpoint(path: Path | str, prefer: Literal["best", "last"] = "best") 
         except RunError as error:
             if position + 1 == len(present):
                 raise
-            warnings.warn(
-                f"{error}; falling back to {present[position + 1].name}", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"{error}; falling back to {present[position + 1].name}", RuntimeWarning, stacklevel=2)
             continue
         if candidate.name != names[0] and position == 0:
-            warnings.warn(
-                f"{path}: {names[0]} is missing; {candidate.name} is used", RuntimeWarning, stacklevel=2
-            )
+            warnings.warn(f"{path}: {names[0]} is missing; {candidate.name} is used", RuntimeWarning, stacklevel=2)
         return checkpoint
     raise AssertionError("unreachable: the last candidate returns or raises")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from livprep.errors import UsageError
 from livprep.windows import Window, WindowBank
@@ -84,9 +84,10 @@ class SupervisionSettings(_Frozen):
 class Settings(_Frozen):
     """All that decides a training run.
 
-    Lengths of the run are in optimizer steps; patches are voxels along z, y, x; `time_s` is in seconds and ends
-    the run early. `milestones` and `warmup` are fractions of the run. `windows` is `stored` (every stored channel
-    in store order), names of stored channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself.
+    Lengths of the run are in optimizer steps; patches are voxels along z, y, x. A run ends at `steps` or after
+    `time_s` seconds, whichever comes first; None is no limit. `milestones` and `warmup` are fractions of the run. `dropout` is the
+    network's own where it is None. `windows` is `stored` (every stored channel in store order), names of stored
+    channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself.
     `window_source` says whether channels are derived from the packed HU (`packed`, the same bytes) or read from
     the stored channels (`stored`).
     """
@@ -102,7 +103,7 @@ class Settings(_Frozen):
     split: str = "default"
     patch_zyx: Shape = (48, 256, 256)
     batch: int = Field(default=2, ge=1)
-    steps: int = Field(default=40_000, ge=1)
+    steps: int | None = Field(default=40_000, ge=1)
     time_s: float | None = Field(default=None, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     schedule: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
@@ -140,13 +141,17 @@ class Settings(_Frozen):
             raise ValueError("windows: expected 'stored', names, hu:LEVEL/WIDTH or a list that is not empty")
         return windows
 
+    @model_validator(mode="after")
+    def _ends(self) -> Settings:
+        if self.steps is None and self.time_s is None:
+            raise ValueError("steps and time_s are both open; expected a limit for the run")
+        return self
+
     @property
     def bank(self) -> WindowBank:
         """The windows in channel order; only after they were resolved against a store."""
         if isinstance(self.windows, str):
-            raise UsageError(
-                "CONFIG_INVALID", f"windows {self.windows!r} are not resolved against a store yet"
-            )
+            raise UsageError("CONFIG_INVALID", f"windows {self.windows!r} are not resolved against a store yet")
         return WindowBank(tuple(setting.window() for setting in self.windows))
 
     def replace(self, **changes: Any) -> Settings:
@@ -161,15 +166,17 @@ class Settings(_Frozen):
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {"amp": "bf16"},
     "fast-cpu": {
-        "width": 8,
+        "width": 4,
+        "dropout": 0.0,
+        "loss": "dice_ce",
         "patch_zyx": [32, 64, 64],
         "batch": 2,
-        "steps": 600,
-        "learning_rate": 1e-3,
+        "steps": 400,
+        "learning_rate": 3e-3,
         "schedule": "cosine",
         "warmup": 0.05,
         "gradient_clip": 1.0,
-        "validate_every": 200,
+        "validate_every": 100,
         "overlap": 0.25,
         "log_every": 1,
     },
@@ -186,6 +193,8 @@ def resolve(
     fallback_preset: str = "gpu",
 ) -> Settings:
     """Join preset, YAML file, `key=value` assignments and options into settings.
+
+    A time without a number of steps lifts the preset's limit of steps: the schedule then spans the time.
 
     Parameters
     ----------
@@ -210,7 +219,8 @@ def resolve(
     name = preset or given.get("preset") or fallback_preset
     if name not in PRESETS:
         raise UsageError("CONFIG_INVALID", f"preset {name!r}: expected one of {', '.join(PRESETS)}")
-    return _validated(_merged(PRESETS[name], {**given, "preset": name}))
+    lengths = {"steps": None} if given.get("time_s") is not None and "steps" not in given else {}
+    return _validated(_merged(PRESETS[name], {**lengths, **given, "preset": name}))
 
 
 def settings_from(data: Mapping[str, Any]) -> Settings:
@@ -271,9 +281,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key: Hashable = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key!r}", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -284,9 +292,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError("CONFIG_INVALID", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise UsageError(
-            "CONFIG_INVALID", f"{path}: found {type(data).__name__}, expected a mapping of settings"
-        )
+        raise UsageError("CONFIG_INVALID", f"{path}: found {type(data).__name__}, expected a mapping of settings")
     return data
 
 
@@ -308,9 +314,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = (
-            _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-        )
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

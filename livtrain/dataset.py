@@ -81,9 +81,7 @@ class PatchReader:
             np.right_shift(packed, _HU_BITS, out=labels, casting="unsafe")
             hu_bits = packed & _HU_MASK
             for channel, table in zip(image, self._tables, strict=True):
-                np.take(
-                    table, hu_bits, out=channel, mode="clip"
-                )  # "clip" spares a buffer; no index is outside
+                np.take(table, hu_bits, out=channel, mode="clip")  # "clip" spares a buffer; no index is outside
             return
         labels[...] = case.read_labels(region) if case.has_labels else UNLABELLED
         if self._source == "stored":

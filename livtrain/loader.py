@@ -25,6 +25,7 @@ from livprep.labels import Label
 from livprep.windows import WindowBank
 from livtrain.dataset import CaseReader, PatchReader, WindowSource
 from livtrain.sampling import STAGE_ODDS, CaseIndex, PatchRef, PatchSampler, Shape
+from livtrain.stages import get_stage
 
 
 class LoaderCase(CaseReader, Protocol):
@@ -57,8 +58,8 @@ class Batch:
         Voxel distances (zyx, mm) of each patch.
     """
 
-    image_BCZYX: Tensor
-    labels_BZYX: Tensor
+    image_BCZYX: Tensor  # noqa: N815 - axis suffix
+    labels_BZYX: Tensor  # noqa: N815
     counters: tuple[int, ...]
     case_ids: tuple[str, ...]
     spacing_mm: tuple[Triple, ...]
@@ -133,19 +134,17 @@ class PatchLoader:
         if not chosen or batch < 1 or workers < 1 or prefetch < 1:
             raise UsageError(
                 "CONFIG_INVALID",
-                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}; expected >= 1 each",
+                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}; expected 1 or more",
             )
         bank = next(iter(chosen.values())).windows if windows is None else windows
         if not len(bank):
-            raise UsageError(
-                "NO_WINDOWS", "loader: no windows given and none stored; run `livprep window` first"
-            )
+            raise UsageError("NO_WINDOWS", "loader: no windows given and none stored; run `livprep window` first")
         self._spacing = {case_id: case.geometry.spacing_mm for case_id, case in chosen.items()}
         self._sampler = PatchSampler(
-            [CaseIndex.of(case) for case in chosen.values()], patch_zyx, odds or STAGE_ODDS[stage], seed
+            [CaseIndex.of(case) for case in chosen.values()], patch_zyx, odds or STAGE_ODDS[get_stage(stage).name], seed
         )
         self._reader = PatchReader(chosen, patch_zyx, bank, source)
-        self._batch, self._next, self._stop, self._prefetch = batch, start, stop, prefetch
+        self._batch, self._next, self._stop = batch, start, stop
         self._device = torch.device(device)
         pin = self._device.type == "cuda"
         shape = (batch, len(bank), *patch_zyx)
@@ -156,7 +155,7 @@ class PatchLoader:
             )
             for _ in range(prefetch)
         )
-        self._copies = torch.cuda.Stream(self._device) if pin else None
+        self._copies = torch.cuda.Stream(self._device) if pin else None  # type: ignore[no-untyped-call]
         self._ahead: deque[tuple[Future[list[PatchRef]], _Slot]] = deque()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="livtrain-loader")
 
@@ -184,9 +183,7 @@ class PatchLoader:
     def _to_device(self, slot: _Slot, count: int) -> tuple[Tensor, Tensor]:
         """Copy a slot's first patches; when this returns, the slot may be filled again."""
         if self._copies is None:
-            return slot.image[:count].to(self._device, copy=True), slot.labels[:count].to(
-                self._device, copy=True
-            )
+            return slot.image[:count].to(self._device, copy=True), slot.labels[:count].to(self._device, copy=True)
         with torch.cuda.stream(self._copies):  # beside the network's stream: waits for the copy alone
             image = slot.image[:count].to(self._device, non_blocking=True)
             labels = slot.labels[:count].to(self._device, non_blocking=True)
@@ -199,9 +196,7 @@ class PatchLoader:
         """Hand free slots to the threads."""
         while self._slots and (self._stop is None or self._next < self._stop):
             slot = self._slots.popleft()
-            last = (
-                self._next + self._batch if self._stop is None else min(self._next + self._batch, self._stop)
-            )
+            last = self._next + self._batch if self._stop is None else min(self._next + self._batch, self._stop)
             self._ahead.append((self._pool.submit(self._fill, slot, range(self._next, last)), slot))
             self._next = last
 

@@ -62,9 +62,7 @@ class CaseIndex:
     def of(cls, case: _Case) -> CaseIndex:
         """Read the index of a stored case; kinds without a voxel are left out."""
         found = {kind: case.class_points(label) for kind, label in _LABELS.items()}
-        return cls(
-            case.case_id, case.shape_zyx, {kind: points for kind, points in found.items() if len(points)}
-        )
+        return cls(case.case_id, case.shape_zyx, {kind: points for kind, points in found.items() if len(points)})
 
 
 class PatchSampler:
@@ -86,9 +84,7 @@ class PatchSampler:
         Seed of the run.
     """
 
-    def __init__(
-        self, cases: Sequence[CaseIndex], patch_zyx: Shape, odds: Mapping[str, float], seed: int
-    ) -> None:
+    def __init__(self, cases: Sequence[CaseIndex], patch_zyx: Shape, odds: Mapping[str, float], seed: int) -> None:
         offers = {
             kind: [case for case in cases if kind == "anywhere" or kind in case.points]
             for kind, weight in odds.items()

@@ -135,7 +135,7 @@ def ircadb_case(root: Path, number: int = 2, masks: Mapping[str, np.ndarray] | N
     """A loose 3DIRCADb case of 4 x 6 x 5 voxels; by default with `liver` and `livertumor` (patient 2's)."""
     case = root / f"3Dircadb1.{number}"
     write_series(case / "PATIENT_DICOM", [plain_slice(k) for k in range(4)])
-    chosen = {"liver": mask_array(1), "livertumor": mask_array(2)} if masks is None else masks
+    chosen = {"liver": mask_array(1), "livertumor": mask_array(1) & mask_array(2)} if masks is None else masks
     for name, mask in chosen.items():
         write_series(case / "MASKS_DICOM" / name, [plain_slice(k, mask[k]) for k in range(len(mask))])
     return case

@@ -20,6 +20,7 @@ _COLUMNS = ("dice", "assd", "hd95", "surface_dice")
     epilog="Example: livtrain evaluate -p predictions -r segmentations --json",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+@click.argument("more", nargs=-1, metavar="[REF]...", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "-p",
     "--predictions",
@@ -32,7 +33,7 @@ _COLUMNS = ("dice", "assd", "hd95", "surface_dice")
     "--references",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Label NIfTIs, or raw data set folders; repeatable. Without it, the store's labels on the store's grid.",
+    help="Label NIfTIs, or raw data set folders; several may follow. Without it, the store's labels on its grid.",
 )
 @store_option
 @click.option(
@@ -54,6 +55,7 @@ _COLUMNS = ("dice", "assd", "hd95", "surface_dice")
 )
 @output_options
 def evaluate(
+    more: tuple[Path, ...],
     predictions: Path,
     references: tuple[Path, ...],
     store: Path,
@@ -71,6 +73,9 @@ def evaluate(
     from livprep.sources import catalog_beside
     from livtrain.evaluate import compare, evaluate_folder
 
+    if more and not references:
+        raise click.UsageError(f"{more[0]}: references follow -r")
+    references += more
     facts = load_catalog(catalog or catalog_beside(references))
     scored, *other = (
         evaluate_folder(

@@ -7,6 +7,7 @@ from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
     add_window,
+    change_preparation,
     create_store,
     pack,
     publish_case,
@@ -20,6 +21,7 @@ __all__ = [
     "CaseStore",
     "Store",
     "add_window",
+    "change_preparation",
     "create_store",
     "is_store",
     "open_store",

@@ -16,7 +16,7 @@ from typing import Any
 
 from livprep.errors import StoreError
 
-CASES, STAGING, SPLITS = "cases", ".staging", "splits"
+CASES, STAGING, SPLITS, JOURNAL = "cases", ".staging", "splits", "journal"
 HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
 LABELS = "labels/liver_tumor"
 IMAGE = "scale0/image"
@@ -24,6 +24,11 @@ LABEL_IMAGE = "image"
 """ome-zarr-models 1.7 refuses label images whose level is not a direct child, so the one level lies there."""
 MANIFEST = "manifest.json"
 _READ_STEP = 1 << 20
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name from outside is one visible path component."""
+    return Path(name).name == name and not name.startswith(".") and name.isprintable()
 
 
 def case_path(store: Path, case_id: str) -> Path:
@@ -147,7 +152,8 @@ def consolidate(group: Path) -> None:
     }
     own = node(group / "zarr.json")
     own["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    write_json(group / "zarr.json", own)
+    if own != json.loads((group / "zarr.json").read_text(encoding="utf-8")):
+        write_json(group / "zarr.json", own)
 
 
 def read_attributes(group: Path) -> dict[str, Any]:

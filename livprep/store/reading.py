@@ -13,7 +13,7 @@ import numpy.typing as npt
 import zarr
 from pydantic import ValidationError
 
-from livprep.errors import StoreError
+from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
 from livprep.labels import Label, LabelArray
 from livprep.prepare import Preparation
@@ -71,11 +71,13 @@ class Store(Mapping[str, "CaseStore"]):
     def case_ids(self) -> list[str]:
         """Published cases, sorted."""
         cases = self.path / layout.CASES
+        if not cases.is_dir():
+            raise StoreError("STORE_UNREADABLE", f"{self.path}: its folder {layout.CASES} is missing")
         return sorted(path.name for path in cases.iterdir() if (path / "zarr.json").is_file())
 
     def __getitem__(self, case_id: str) -> CaseStore:
-        folder = layout.case_path(self.path, case_id)
-        if "/" in case_id or not (folder / "zarr.json").is_file():
+        # A name with a path in it would reach other folders, also for removal.
+        if not layout.is_plain(case_id) or not (layout.case_path(self.path, case_id) / "zarr.json").is_file():
             raise KeyError(case_id)
         return CaseStore(self.path, case_id)
 
@@ -100,7 +102,7 @@ class Store(Mapping[str, "CaseStore"]):
     def read_split(self, name: str) -> Split | None:
         """A recorded split, or None."""
         path = self.path / layout.SPLITS / f"{name}.json"
-        if not path.is_file():
+        if not layout.is_plain(name) or not path.is_file():
             return None
         try:
             return Split.model_validate_json(path.read_text(encoding="utf-8"))
@@ -108,7 +110,9 @@ class Store(Mapping[str, "CaseStore"]):
             raise StoreError("STORE_UNREADABLE", f"{path}: unusable split") from error
 
     def write_split(self, split: Split) -> None:
-        """Record a split under its name."""
+        """Record a split under its name; UsageError SPLIT_INVALID where that is no file name."""
+        if not layout.is_plain(split.name):
+            raise UsageError("SPLIT_INVALID", f"split name {split.name!r}: expected a plain file name")
         folder = self.path / layout.SPLITS
         folder.mkdir(exist_ok=True)
         layout.write_json(folder / f"{split.name}.json", split.model_dump(mode="json"))

@@ -68,18 +68,32 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
     StoreError
         STORE_PREPARATION: it exists with other settings; STORE_UNREADABLE: something else lies there.
     """
-    if path.exists() and any(path.iterdir()):
-        store = open_store(path)
-        if (store.preparation, store.meta.profile) != (preparation, profile):
-            raise StoreError(
-                "STORE_PREPARATION",
-                f"{path}: prepared with {store.preparation.as_dict()} and profile {store.meta.profile}, "
-                f"asked for {preparation.as_dict()} and profile {profile}",
-            )
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in (layout.CASES, layout.STAGING, layout.SPLITS, "journal"):
-        (path / folder).mkdir(exist_ok=True)
+    if path.exists() and not path.is_dir():
+        raise StoreError("STORE_UNREADABLE", f"{path}: is a file, expected a store or a new folder")
+    if not path.exists() or _is_unfinished(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with layout.locked(path, "store"):
+            if not (path / "zarr.json").exists():
+                for folder in (layout.CASES, layout.SPLITS, layout.JOURNAL):
+                    (path / folder).mkdir(exist_ok=True)
+                layout.write_json(path / layout.CASES / "zarr.json", _group({}))
+                _write_root(path, preparation, profile, catalog_digest)
+    store = open_store(path)
+    if (store.preparation, store.meta.profile) != (preparation, profile):
+        raise StoreError(
+            "STORE_PREPARATION",
+            f"{path}: prepared with {store.preparation.as_dict()} and profile {store.meta.profile}, "
+            f"asked for {preparation.as_dict()} and profile {profile}",
+        )
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a folder is empty, or holds what a creation leaves that was killed before its last step."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".zarr.json.")}
+    return not names or layout.STAGING in names <= {layout.STAGING, layout.CASES, layout.SPLITS, layout.JOURNAL}
+
+
+def _write_root(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
     meta = StoreMeta(
         schema_version=SCHEMA_VERSION,
         created_with=f"livprep {package_version()}",
@@ -87,8 +101,17 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
         preparation=preparation.as_dict(),
         profile=profile,
     )
-    layout.write_json(path / layout.CASES / "zarr.json", _group({}))
     layout.write_json(path / "zarr.json", _group({"livprep": meta.model_dump(mode="json")}))
+
+
+def change_preparation(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
+    """Remove all cases of a store and set another preparation and profile; splits and journal stay.
+
+    Killed in between it leaves a store of the old preparation with fewer cases.
+    """
+    for case_id in open_store(path):
+        remove_case(path, case_id)
+    _write_root(path, preparation, profile, catalog_digest)
 
 
 def _group(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -298,6 +321,8 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     case = open_store(store)[case_id]
     _check_free(case, window)
     if window.name in case.window_names:
+        with layout.locked(store, case_id):
+            layout.consolidate(case.path)  # an earlier run may have been killed before this step
         return 0
     meta = WindowMeta(name=window.name, wl=window.center_hu, ww=window.width_hu, function=FUNCTION, order=order)
     values = window.apply(case.read_hu())
@@ -316,6 +341,8 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
         layout.write_manifest(folder, {"source_digest": case.meta.source.digest})
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
+            if open_store(store).case(case_id).meta != case.meta:
+                raise StoreError("STORE_CASE_CHANGED", f"{case_id}: was replaced while it was windowed")
             published = layout.publish(folder, case.path / layout.WINDOWS / window.name)
             layout.consolidate(case.path)
     if not published:
@@ -337,12 +364,12 @@ def _check_free(case: CaseStore, window: Window) -> None:
 def remove_window(store: Path, case_id: str, name: str) -> bool:
     """Remove a windowed channel; False where the case has none of that name."""
     case = open_store(store)[case_id]
-    if name not in case.window_names:
-        return False
     with layout.locked(store, case_id):
-        layout.withdraw(store, case.path / layout.WINDOWS / name)
-        layout.consolidate(case.path)
-    return True
+        found = name in case.window_names
+        if found:
+            layout.withdraw(store, case.path / layout.WINDOWS / name)
+        layout.consolidate(case.path)  # an earlier run may have been killed before this step
+    return found
 
 
 def remove_case(store: Path, case_id: str) -> None:

@@ -188,9 +188,9 @@ def _in_files(path: Path, catalog: Catalog) -> tuple[list[Case], list[Rejection]
     known = {case.case_id: case for case in (_recognized(case, catalog) for case in anything.cases) if case}
     cases = [*found.cases, *(known[name] for name in sorted(bare & known.keys()))]
     rejected = [fault for fault in found.rejected if fault.case_id not in {case.case_id for case in cases}]
-    if cases or rejected:
-        return cases, rejected
-    if not anything.cases:
+    if cases or any(not fault.code.startswith("ARCHIVE_") for fault in rejected):
+        return cases, rejected  # a damaged zip alone does not make a data set
+    if not anything.cases and not anything.rejected:
         raise UsageError("NOTHING_FOUND", f"{path}: holds no CT series and no NIfTI")
     return list(anything.cases), list(anything.rejected)
 

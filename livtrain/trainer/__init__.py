@@ -1,7 +1,17 @@
 """Training: `fit` and what it reports."""
 
 from livtrain.trainer.loop import StepReport, Summary, fit
-from livtrain.trainer.plan import Plan, TrainingStore, default_preset, make_plan
+from livtrain.trainer.plan import Plan, TrainingStore, default_preset, make_plan, settings_for_run
 from livtrain.trainer.stopping import Stopped
 
-__all__ = ["Plan", "StepReport", "Stopped", "Summary", "TrainingStore", "default_preset", "fit", "make_plan"]
+__all__ = [
+    "Plan",
+    "StepReport",
+    "Stopped",
+    "Summary",
+    "TrainingStore",
+    "default_preset",
+    "fit",
+    "make_plan",
+    "settings_for_run",
+]

@@ -47,7 +47,7 @@ class Journal:
         self._file.write(_line(record))
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._events.add_scalar(name, value, step)
 
     def publish(self) -> None:
         """Write `metrics.csv`, `loss.png` and `dice.png` from the records."""
@@ -57,12 +57,10 @@ class Journal:
         writer.writeheader()
         writer.writerows({key: _finite(value) for key, value in record.items()} for record in self.records)
         _replace(self._dir / "metrics.csv", text.getvalue())
-        draw_curves(
-            self._dir / "loss.png", "Training loss", "loss", {"loss": self.curve("loss")}, smooth=True
-        )
+        draw_curves(self._dir / "loss.png", "Training loss", "loss", {"loss": self.curve("loss")}, smooth=True)
         dice = {name: self.curve(name) for name in names if name.startswith("val_dice")}
         draw_curves(self._dir / "dice.png", "Validation Dice (whole held-out cases)", "Dice", dice)
-        self._events.flush()  # type: ignore[no-untyped-call]
+        self._events.flush()
 
     def preview(self, scores: Sequence[CaseScore]) -> None:
         """Draw `previews/<case>.png` of the first few scored cases."""
@@ -90,7 +88,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

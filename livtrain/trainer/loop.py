@@ -15,7 +15,7 @@ from livprep.provenance import package_version
 from livtrain.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from livtrain.config import Settings
 from livtrain.trainer.journal import Journal, write_json
-from livtrain.trainer.plan import Plan, Say, TrainingStore, make_plan
+from livtrain.trainer.plan import Say, TrainingStore, make_plan
 from livtrain.trainer.run import Run, improves, reproducible
 from livtrain.trainer.stopping import Stopped, StopRequests
 from livtrain.trainer.validation import CaseScore, Interrupted, mean_dice, validate
@@ -28,7 +28,7 @@ class StepReport:
     """Where a run is: for progress bars. `loss` is the newest, `seconds_left` an estimate."""
 
     step: int
-    steps: int
+    steps: int | None
     fraction: float
     loss: float
     patches_per_s: float
@@ -99,7 +99,7 @@ def fit(
         run = Run(plan)
         if saved is not None:
             run.restore(saved)
-            say(f"resumed at step {run.step} of {plan.settings.steps}")
+            say(f"resumed at step {run.step}")
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(plan.settings.dump_yaml(), encoding="utf-8")
         with Journal(run_dir, run.step) as journal:
@@ -184,11 +184,7 @@ class _Loop:
     def _validation_due(self) -> bool:
         every, step = self.settings.validate_every, self.run.step
         at_step = every > 0 and step > 0 and step % every == 0
-        return (
-            bool(self.plan.val)
-            and self.run.progress.validated_step != step
-            and (at_step or self.run.fraction >= 1)
-        )
+        return bool(self.plan.val) and self.run.progress.validated_step != step and (at_step or self.run.fraction >= 1)
 
     def _validate(self) -> None:
         """Score the held-out cases, and keep the weights if they are the best so far."""
@@ -196,9 +192,7 @@ class _Loop:
         run, progress = self.run, self.run.progress
         scores = self._score(self.plan.val[: self.settings.validation_cases])
         means = mean_dice(scores)
-        values = {
-            "val_dice" if name == "mean" else f"val_dice_{name}": value for name, value in means.items()
-        }
+        values = {"val_dice" if name == "mean" else f"val_dice_{name}": value for name, value in means.items()}
         self.journal.record(run.step, values, {score.case_id: score.dice for score in scores})
         self.journal.preview(scores)
         self.journal.publish()
@@ -267,7 +261,7 @@ class _Loop:
             preset=settings.preset,
             parameters=sum(p.numel() for p in run.network.parameters()),
             steps=run.step,
-            stopped_by="steps" if run.step >= settings.steps else "time",
+            stopped_by="steps" if settings.steps is not None and run.step >= settings.steps else "time",
             seconds=round(run.seconds, 3),
             loss=losses[-1][1] if losses else None,
             best_val_dice=progress.best_val_dice,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from livprep.errors import UsageError
 from livprep.prepare import Preparation
 from livprep.provenance import digest_of
 from livprep.splits import Split, make_split
-from livtrain.config import Settings, parse_windows
+from livtrain.config import Settings, parse_windows, resolve
 from livtrain.loader import LoaderCase
 from livtrain.sampling import Shape
 
@@ -67,15 +68,36 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UsageError(
-            "CONFIG_INVALID", f"device {device!r}: expected auto, cpu, cuda or cuda:N"
-        ) from error
+        raise UsageError("CONFIG_INVALID", f"device {device!r}: expected auto, cpu, cuda or cuda:N") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             "CONFIG_INVALID",
             f"device {device!r}: {torch.cuda.device_count()} CUDA devices found; use --device cpu",
         )
     return chosen
+
+
+def settings_for_run(
+    run_dir: Path | None,
+    resume: bool,
+    preset: str | None,
+    config: Path | None,
+    assignments: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Settings, Path]:
+    """Join what a command line gives into settings, and name the run's folder (`runs/<stage>`).
+
+    A run that is resumed starts from its own `config.yaml`, so that its settings need not be given again.
+    """
+    folder = run_dir or Path("runs") / str(options.get("stage") or "liver")
+    recorded = folder / "config.yaml"
+    if resume and config is None and recorded.is_file():
+        config = recorded
+    device = str(options.get("device") or "auto")
+    settings = resolve(
+        preset=preset, config=config, assignments=assignments, options=options, fallback_preset=default_preset(device)
+    )
+    return settings, run_dir or Path("runs") / settings.stage
 
 
 def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
@@ -91,18 +113,15 @@ def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
     split = _split(store, settings.split, say)
     train, val = (_labelled(store, part) for part in (split.train, split.val))
     if not train:
-        raise UsageError(
-            "SPLIT_INVALID", f"split {split.name!r}: none of its training cases is stored with labels"
-        )
+        raise UsageError("SPLIT_INVALID", f"split {split.name!r}: none of its training cases is stored with labels")
     held_out = ", ".join(val) if val else "none: trained without validation"
     say(f"split: {split.name}: {len(train)} cases to train, {len(val)} to validate ({held_out})")
     cases = {case_id: store[case_id] for case_id in (*train, *val)}
     settings = _windows(cases, settings, say)
     patch = _clipped(settings.patch_zyx, [cases[case_id].shape_zyx for case_id in train])
-    clipped = (
-        "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
-    )
-    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}, {settings.steps} steps")
+    clipped = "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
+    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}")
+    say(f"length: {_length(settings)}; network: {settings.network}, width {settings.width}; loss: {settings.loss}")
     return Plan(
         settings=settings.replace(patch_zyx=patch, device=str(device)),
         cases=cases,
@@ -119,9 +138,7 @@ def _split(store: TrainingStore, name: str, say: Say) -> Split:
         return recorded
     if name != "default":
         known = ", ".join(store.split_names()) or "none"
-        raise UsageError(
-            "SPLIT_INVALID", f"split {name!r} is not recorded (recorded: {known}); run `livprep split`"
-        )
+        raise UsageError("SPLIT_INVALID", f"split {name!r} is not recorded (recorded: {known}); run `livprep split`")
     labelled = _labelled(store, tuple(store))
     if not labelled:
         raise UsageError("STORE_EMPTY", "the store holds no labelled cases; run `livprep ingest` first")
@@ -145,7 +162,8 @@ def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) ->
         named = False
     if named or settings.window_source == "stored":
         for case_id, case in cases.items():
-            if missing := [window.name for window in settings.bank if window not in tuple(case.windows)]:
+            stored = tuple(case.windows)
+            if missing := [window.name for window in settings.bank if window not in stored]:
                 raise UsageError(
                     "NO_WINDOWS",
                     f"case {case_id} does not store the channels {missing}; run `livprep window` again",
@@ -167,11 +185,13 @@ def _clipped(patch_zyx: Shape, shapes: list[Shape]) -> Shape:
 def _digest(cases: Mapping[str, TrainingCase]) -> str:
     """Digest of what the cases are; a resumed run must see the same."""
     return digest_of(
-        {
-            case_id: {"geometry": case.geometry.as_dict(), "labels": case.label_counts}
-            for case_id, case in cases.items()
-        }
+        {case_id: {"geometry": case.geometry.as_dict(), "labels": case.label_counts} for case_id, case in cases.items()}
     )
+
+
+def _length(settings: Settings) -> str:
+    limits = [f"{settings.steps} steps" if settings.steps else "", f"{settings.time_s:g} s" if settings.time_s else ""]
+    return " or ".join(limit for limit in limits if limit)
 
 
 def _text(shape_zyx: Shape) -> str:

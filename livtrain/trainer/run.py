@@ -58,13 +58,13 @@ class Run:
         self.plan, self.settings = plan, settings
         self.stage = get_stage(settings.stage)
         self.device = torch.device(settings.device)
-        # oneDNN's 3-D convolutions of few channels are 2-3 times faster in this order (measured, see docs)
+        # oneDNN's 3-D convolutions of few channels are 2-3 times faster in this order (measured)
         self.format = torch.channels_last_3d if self.device.type == "cpu" else torch.contiguous_format
         network = build_network(settings.network, len(settings.bank), self.stage.out_channels, settings.width)
         if settings.dropout is not None:
             if not hasattr(network, "dropout"):
                 raise UsageError("CONFIG_INVALID", f"network {settings.network} has no dropout to set")
-            network.dropout = settings.dropout
+            setattr(network, "dropout", settings.dropout)  # noqa: B010 - not every network has it
         self.network = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -87,8 +87,9 @@ class Run:
     @property
     def fraction(self) -> float:
         """How far the run is, by steps or by time, 0...1."""
+        by_steps = self.step / self.settings.steps if self.settings.steps else 0.0
         by_time = self.seconds / self.settings.time_s if self.settings.time_s else 0.0
-        return min(max(self.step / self.settings.steps, by_time), 1.0)
+        return min(max(by_steps, by_time), 1.0)
 
     @property
     def learning_rate(self) -> float:
@@ -132,7 +133,7 @@ class Run:
             odds=settings.sampling.model_dump() if settings.sampling else STAGE_ODDS[settings.stage],
             seed=settings.seed,
             start=self.step * settings.batch,
-            stop=settings.steps * settings.batch,
+            stop=settings.steps * settings.batch if settings.steps else None,
             workers=settings.loader_threads,
             prefetch=settings.prefetch,
             device=self.device,
@@ -177,9 +178,7 @@ class Run:
             CONFIG_INVALID: settings that decide the parameters, or the data, are not those of the checkpoint.
         """
         now, then = (s.model_dump(include=_COURSE) for s in (self.settings, checkpoint.settings))
-        if changed := [
-            f"{name} was {then[name]!r} and is {now[name]!r}" for name in now if now[name] != then[name]
-        ]:
+        if changed := [f"{name} was {then[name]!r} and is {now[name]!r}" for name in now if now[name] != then[name]]:
             raise UsageError("CONFIG_INVALID", f"--resume: {'; '.join(changed)}; use another --run")
         if checkpoint.store_digest != self.plan.store_digest:
             raise UsageError(
@@ -203,9 +202,7 @@ def reproducible(deterministic: bool) -> Iterator[None]:
     """Ask torch for deterministic algorithms, and give its switches back at the end."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS asks for it (torch docs, reproducibility)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it (torch docs, reproducibility)
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:

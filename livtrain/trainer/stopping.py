@@ -12,7 +12,7 @@ from livprep.errors import RunError
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
-class Stopped(RunError):
+class Stopped(RunError):  # noqa: N818 - flow of control, no fault
     """A run that ended after a signal, its last step saved; `exit_code` follows the signal (commands.md)."""
 
     def __init__(self, number: signal.Signals, message: str) -> None:

@@ -33,9 +33,9 @@ class CaseScore:
 
     case_id: str
     dice: dict[str, float]
-    image_ZYX: npt.NDArray[np.uint8]
-    reference_ZYX: LabelArray
-    predicted_ZYX: LabelArray
+    image_ZYX: npt.NDArray[np.uint8]  # noqa: N815 - axis suffix
+    reference_ZYX: LabelArray  # noqa: N815
+    predicted_ZYX: LabelArray  # noqa: N815
     spacing_mm: tuple[float, float, float]
 
 
@@ -115,7 +115,8 @@ def mean_dice(scores: Sequence[CaseScore]) -> dict[str, float]:
 def _labels(probability_KZYX: npt.NDArray[np.float32], stage: Stage) -> LabelArray:
     """Labels of `Label` from probabilities."""
     if stage.name == "multiclass":
-        return probability_KZYX.argmax(axis=0).astype(np.uint8)
+        labels: LabelArray = probability_KZYX.argmax(axis=0).astype(np.uint8)
+        return labels
     value = Label.LIVER if stage.name == "liver" else Label.TUMOR
     return np.where(probability_KZYX[0] >= THRESHOLD, np.uint8(value), np.uint8(0))
 

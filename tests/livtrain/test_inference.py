@@ -355,6 +355,14 @@ def test_scans_of_known_data_sets_need_no_masks(tmp_path: Path) -> None:
     assert np.array_equal(scans[0].load().volume.image.hu, _scene()[0])
 
 
+def test_a_damaged_zip_beside_a_scan_is_reported_and_the_scan_found(tmp_path: Path) -> None:
+    _write_scan(tmp_path / "in" / "scan.nii")
+    (tmp_path / "in" / "old.zip").write_bytes(b"PK\x03\x04 no zip at all")
+    scans, rejected = find_scans([str(tmp_path / "in")], tmp_path, CATALOG)
+    assert [scan.name for scan in scans] == ["scan"]
+    assert [fault.code for fault in rejected] == ["ARCHIVE_BAD"]
+
+
 def test_an_identity_header_is_repaired_and_can_be_kept(tmp_path: Path) -> None:
     hu, _ = _scene()
     write_nifti(tmp_path / "volume-30.nii", hu, Geometry(hu.shape, (1.0, 1.0, 1.0), direction=RAS))

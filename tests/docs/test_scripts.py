@@ -1,0 +1,61 @@
+"""What lies in docs/ and benchmarks/ runs, at small sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with this environment's console scripts on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"} | environment
+    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=280)
+
+
+def test_the_channel_picture_is_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "channels.png"
+    done = run(sys.executable, str(ROOT / "docs" / "draw_channels.py"), str(out), "--size", "48", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ingest_benchmark_prints_a_line_a_case(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "benchmarks.bench_ingest", "--size", "32", "--cases", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\S+) .* published$", done.stdout, re.MULTILINE) == ["ircadb-01", "lits-000"]
+
+
+def test_the_demo_runs_from_phantoms_to_a_score_and_again(tmp_path: Path) -> None:
+    """Two seconds of training show that every step fits the next; `make demo` trains long enough to be good."""
+    folder = tmp_path / "a path with spaces"
+    folder.mkdir()
+    for _ in range(2):
+        done = run("bash", str(ROOT / "docs" / "demo.sh"), cwd=folder, DEMO="demo", DEMO_SECONDS="2")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "nnU-Net dice" in done.stdout
+    assert (folder / "demo" / "runs" / "liver" / "loss.png").is_file()
+    assert len(list((folder / "demo" / "predictions").glob("*.nii.gz"))) == 2
+
+
+def test_the_demo_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "thesis.txt").write_text("mine")
+    done = run("bash", str(ROOT / "docs" / "demo.sh"), cwd=tmp_path, DEMO="demo")
+    assert done.returncode == 2
+    assert "was not made by make demo" in done.stderr
+    assert (tmp_path / "demo" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/store-format.md"])
+def test_links_of_the_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
