@@ -92,6 +92,20 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing that `verify` found; `case` is empty for the store itself."""
+
+    case: str
+    code: str
+    severity: Literal["error", "warning", "info"]
+    detail: str
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise KeyError(f"unknown code {self.code}")
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What became of one case in one run; `status` is published, unchanged or rejected."""
 

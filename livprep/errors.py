@@ -48,6 +48,67 @@ CODES: dict[str, CodeInfo] = {
     "STORE_CORRUPT": CodeInfo(
         "A published case does not match its manifest.", "Ingest the case again with --replace.", 4
     ),
+    # what verify finds; exit 4 where it is damage
+    "STORE_FILE_MISSING": CodeInfo(
+        "A file of a published case is missing or is no plain file.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_FILE_EXTRA": CodeInfo(
+        "A file lies in a published case that its manifest does not list.",
+        "Remove it, or ingest the case again with --replace.",
+        4,
+    ),
+    "STORE_SIZE": CodeInfo(
+        "A file of a published case has another size than its manifest says.",
+        "Ingest the case again with --replace.",
+        4,
+    ),
+    "STORE_HASH": CodeInfo(
+        "A file of a published case has another content than its manifest says.",
+        "Ingest the case again with --replace.",
+        4,
+    ),
+    "STORE_MANIFEST": CodeInfo(
+        "The manifest of a component is damaged or belongs to another case.",
+        "Ingest the case again with --replace; a window: --remove it and add it again.",
+        4,
+    ),
+    "STORE_DECODE": CodeInfo(
+        "An array of a published case cannot be decoded.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_WINDOW": CodeInfo(
+        "A stored channel is not its window of the stored HU.",
+        "Run `livprep window --remove NAME` and add it again.",
+        4,
+    ),
+    "STORE_PACKED": CodeInfo(
+        "The packed training array does not agree with HU and labels.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_INDEX": CodeInfo(
+        "The sampling index does not agree with the labels.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_ATTRIBUTES": CodeInfo(
+        "Attributes are damaged or do not agree with the arrays.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_CONSOLIDATED": CodeInfo(
+        "The consolidated metadata of a case are not those of the files below it.",
+        "Run `livprep window` again; if that does not help, ingest the case again with --replace.",
+        4,
+    ),
+    "STORE_SPLIT": CodeInfo(
+        "A recorded split is damaged, or names cases that the store does not hold.",
+        "Record it again with `livprep split`.",
+        4,
+    ),
+    "STORE_STAGING": CodeInfo(
+        "Work that a killed run left behind, or that a run is doing now.", "Run `livprep gc` once no run is active.", 0
+    ),
+    "STORE_DIFFERS": CodeInfo(
+        "A stored case is not what its source gives.", "Ingest the case again with --replace.", 4
+    ),
+    "STORE_CASE_MISSING": CodeInfo("The sources hold a case that the store does not.", "Run `livprep ingest`.", 4),
+    "STORE_CASE_EXTRA": CodeInfo(
+        "The store holds a case that the given sources do not.", "Give its source too, or `livprep remove` it.", 0
+    ),
     "STORE_WINDOW_EXISTS": CodeInfo(
         "A window of that name with other settings is stored.",
         "Choose another --name or --remove it first.",

@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import psutil
 
 from livprep.cases import Receipt
 
 LOOPBACK = "127.0.0.1"
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Job(Protocol):
+class Job(Protocol[R_co]):
     """A task on one case; pickles, and may be run more than once."""
 
     @property
@@ -25,7 +27,7 @@ class Job(Protocol):
         """Case id."""
         ...
 
-    def run(self) -> Receipt:
+    def run(self) -> R_co:
         """Do the work."""
         ...
 
@@ -40,8 +42,8 @@ def free_memory_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, scheduler: str | None = None) -> Iterator[Receipt]:
-    """Yield a receipt for each job as it ends.
+def run_jobs(jobs: Sequence[Job[R]], workers: int, scheduler: str | None = None) -> Iterator[R | Receipt]:
+    """Yield what each job returns as it ends; a receipt for a job whose worker died.
 
     Parameters
     ----------
@@ -65,14 +67,13 @@ def run_jobs(jobs: Sequence[Job], workers: int, scheduler: str | None = None) ->
     yield from _run_dask(jobs, workers, scheduler)
 
 
-def _run_dask(jobs: Sequence[Job], workers: int, scheduler: str | None) -> Iterator[Receipt]:
+def _run_dask(jobs: Sequence[Job[R]], workers: int, scheduler: str | None) -> Iterator[R | Receipt]:
     import dask
-    from distributed import Client, LocalCluster, as_completed
-    from distributed.scheduler import KilledWorker
+    from distributed import Client, LocalCluster
 
     settings = {
-        # A case that kills its worker twice is set aside; see the receipt below.
-        "distributed.scheduler.allowed-failures": 1,
+        # A task whose worker dies comes back at once and is tried again alone; see _run_on.
+        "distributed.scheduler.allowed-failures": 0,
         "distributed.admin.large-graph-warning-threshold": "1GB",
     }
     with dask.config.set(settings):
@@ -91,22 +92,45 @@ def _run_dask(jobs: Sequence[Job], workers: int, scheduler: str | None) -> Itera
         else:
             cluster, client = None, Client(scheduler)
         try:
-            futures = {client.submit(_run, job, pure=False, key=f"{job.name}-{k}"): job for k, job in enumerate(jobs)}
-            for future, result in as_completed(futures, with_results=True, raise_errors=False):
-                if future.status == "finished":
-                    yield result
-                elif isinstance(result, tuple) and isinstance(result[1], KilledWorker):
-                    name = futures[future].name
-                    yield Receipt(name, "rejected", "WORKER_LOST", f"{name}: its worker process died twice")
-                else:
-                    raise result[1] if isinstance(result, tuple) else result
+            yield from _run_on(client, jobs)
         finally:
             client.close()
             if cluster is not None:
                 cluster.close()
 
 
-def _run(job: Job) -> Receipt:
+def _run_on(client: Any, jobs: Sequence[Job[R]]) -> Iterator[R | Receipt]:
+    """Run all jobs, then those alone whose worker died: it may have died of another case that it had to do."""
+    suspects = []
+    for job, receipt in _submit(client, jobs, "first"):
+        if receipt is None:
+            suspects.append(job)
+        else:
+            yield receipt
+    for suspect in suspects:
+        for job, receipt in _submit(client, [suspect], "alone"):
+            yield receipt or Receipt(job.name, "rejected", "WORKER_LOST", f"{job.name}: its worker process died twice")
+
+
+def _submit(client: Any, jobs: Sequence[Job[R]], attempt: str) -> Iterator[tuple[Job[R], R | None]]:
+    """Yield each job with its receipt as it ends, or None where the worker died; other errors are raised."""
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    futures = {
+        client.submit(_run, job, pure=False, key=f"{job.name}-{attempt}-{k}"): job for k, job in enumerate(jobs)
+    }
+    for future, result in as_completed(futures, with_results=True, raise_errors=False):
+        if future.status == "finished":
+            yield futures[future], result
+            continue
+        error = result[1] if isinstance(result, tuple) else result
+        if not isinstance(error, KilledWorker):
+            raise error
+        yield futures[future], None
+
+
+def _run(job: Job[R]) -> R:
     return job.run()
 
 

@@ -85,11 +85,10 @@ class Settings(_Frozen):
     """All that decides a training run.
 
     Lengths of the run are in optimizer steps; patches are voxels along z, y, x. A run ends at `steps` or after
-    `time_s` seconds, whichever comes first; None is no limit. `milestones` and `warmup` are fractions of the run. `dropout` is the
-    network's own where it is None. `windows` is `stored` (every stored channel in store order), names of stored
-    channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself.
-    `window_source` says whether channels are derived from the packed HU (`packed`, the same bytes) or read from
-    the stored channels (`stored`).
+    `time_s` seconds, whichever comes first; None is no limit. `milestones` and `warmup` are fractions of the run.
+    `dropout` is the network's own where it is None. `windows` is `stored` (every stored channel in store order),
+    names of stored channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself. `window_source` says
+    whether channels are derived from the packed HU (`packed`, the same bytes) or read as stored (`stored`).
     """
 
     stage: Literal["liver", "tumor", "multiclass"] = "liver"

@@ -134,7 +134,7 @@ class PatchLoader:
         if not chosen or batch < 1 or workers < 1 or prefetch < 1:
             raise UsageError(
                 "CONFIG_INVALID",
-                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}; expected 1 or more",
+                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}; expected >= 1",
             )
         bank = next(iter(chosen.values())).windows if windows is None else windows
         if not len(bank):

@@ -12,6 +12,8 @@ COMMANDS = {
     "window": ("livcli.livprep_window:window", "Add windowed channels to every case."),
     "info": ("livcli.livprep_info:info", "Show what is in the store."),
     "inspect": ("livcli.livprep_inspect:inspect", "Look at any DICOM or NIfTI source without a store."),
+    "verify": ("livcli.livprep_verify:verify", "Check that the store is whole; with SRC, that it equals its sources."),
+    "overlaps": ("livcli.livprep_split:overlaps", "Name the same scan under two names, from the voxels."),
     "split": ("livcli.livprep_split:split", "Divide the cases by patient and record it in the store."),
     "phantom": ("livcli.livprep_phantom:phantom", "Write synthetic patients in the layout of a data set."),
     "remove": ("livcli.livprep_store:remove", "Remove a case from the store."),

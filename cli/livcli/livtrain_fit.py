@@ -43,8 +43,8 @@ _LINE_EVERY_S = 10.0
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, as augment.noise=0.1.")
 @click.option("--preset", help="gpu or fast-cpu.  [default: by device]")
-@click.option("--network", help="resunet, resunet_plain, ...")
-@click.option("--loss", help="tversky, dice_ce, ...")
+@click.option("--network", help="Name of a network; a wrong one lists them.  [default: resunet]")
+@click.option("--loss", help="Name of a loss; a wrong one lists them.  [default: by preset]")
 @click.option(
     "--windows",
     metavar="a,b|hu:40/220,60/140",

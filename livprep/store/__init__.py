@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.layout import staging_entries
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
@@ -9,6 +10,7 @@ from livprep.store.writing import (
     add_window,
     change_preparation,
     create_store,
+    index_points,
     pack,
     publish_case,
     remove_case,
@@ -19,10 +21,15 @@ from livprep.store.writing import (
 __all__ = [
     "CaseContent",
     "CaseStore",
+    "Findings",
     "Store",
     "add_window",
+    "case_folders",
     "change_preparation",
+    "check_case",
+    "check_root",
     "create_store",
+    "index_points",
     "is_store",
     "open_store",
     "pack",

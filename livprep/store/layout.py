@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from livprep.errors import StoreError
+from livprep.provenance import digest_of
 
 CASES, STAGING, SPLITS, JOURNAL = "cases", ".staging", "splits", "journal"
 HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
@@ -23,12 +25,17 @@ IMAGE = "scale0/image"
 LABEL_IMAGE = "image"
 """ome-zarr-models 1.7 refuses label images whose level is not a direct child, so the one level lies there."""
 MANIFEST = "manifest.json"
+OWN, OWN_DIGEST = "livprep", "livprep_digest"
+"""Keys of our attributes, and of their sha256 where no manifest covers them."""
 _READ_STEP = 1 << 20
+_PARTIAL = re.compile(r"\.[^/]+\.json\.[0-9a-f]{32}")
+PARTIAL_AT = (".*", f"{CASES}/.*", f"{CASES}/*/.*", f"{SPLITS}/.*")
+"""Where `write_json` writes beside files that are already visible."""
 
 
 def is_plain(name: str) -> bool:
     """Whether a name from outside is one visible path component."""
-    return Path(name).name == name and not name.startswith(".") and name.isprintable()
+    return bool(name) and Path(name).name == name and not name.startswith(".") and name.isprintable()
 
 
 def case_path(store: Path, case_id: str) -> Path:
@@ -37,9 +44,16 @@ def case_path(store: Path, case_id: str) -> Path:
 
 
 def staging_entries(store: Path) -> list[Path]:
-    """What killed runs left behind; lock files are not work."""
+    """What killed runs left behind: staged folders, and metadata that were being replaced; lock files are not work."""
     folder = store / STAGING
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    staged = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    partial = [path for place in PARTIAL_AT for path in store.glob(place) if is_partial(path.name)]
+    return sorted([*staged, *partial])
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file name is that of a JSON file which `write_json` had not finished."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -84,13 +98,17 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_text(data: Any) -> str:
+    """The one JSON text of a value; `verify` compares files with it to the byte."""
+    return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON with sorted keys, whole or not at all."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(data, file, sort_keys=True, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(json_text(data))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -139,6 +157,13 @@ def consolidate(group: Path) -> None:
 
     It is derived data, so that xarray opens the group without a search; our own reader lists folders instead.
     """
+    own = consolidated(group)
+    if own != json.loads((group / "zarr.json").read_text(encoding="utf-8")):
+        write_json(group / "zarr.json", own)
+
+
+def consolidated(group: Path) -> dict[str, Any]:
+    """A group's metadata with the consolidated metadata that it should have."""
 
     def node(path: Path) -> dict[str, Any]:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -152,8 +177,17 @@ def consolidate(group: Path) -> None:
     }
     own = node(group / "zarr.json")
     own["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    if own != json.loads((group / "zarr.json").read_text(encoding="utf-8")):
-        write_json(group / "zarr.json", own)
+    return own
+
+
+def own_attributes(data: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a group of ours that no manifest covers: with a digest of themselves, so that damage shows."""
+    return {OWN: data, OWN_DIGEST: digest_of(data)}
+
+
+def plain_group(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of a Zarr v3 group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def read_attributes(group: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
 from livprep.labels import Label, LabelArray
 from livprep.prepare import Preparation
+from livprep.provenance import digest_of
 from livprep.schema import SCHEMA_VERSION, CaseMeta, StoreMeta, WindowMeta
 from livprep.splits import Split
 from livprep.store import layout
@@ -100,14 +101,28 @@ class Store(Mapping[str, "CaseStore"]):
         return sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
 
     def read_split(self, name: str) -> Split | None:
-        """A recorded split, or None."""
+        """A recorded split, or None.
+
+        Raises
+        ------
+        StoreError
+            STORE_UNREADABLE: its file is no split; STORE_SPLIT: it was changed since it was recorded.
+        """
         path = self.path / layout.SPLITS / f"{name}.json"
         if not layout.is_plain(name) or not path.is_file():
             return None
         try:
-            return Split.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValidationError as error:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            digest = data.pop("digest", None)
+            split = Split.model_validate(data)
+            damaged = digest is not None and digest != digest_of(data)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("STORE_UNREADABLE", f"{path}: unusable split") from error
+        if damaged:
+            raise StoreError(
+                "STORE_SPLIT", f"{path}: was changed after it was recorded; expected what `livprep split` wrote"
+            )
+        return split
 
     def write_split(self, split: Split) -> None:
         """Record a split under its name; UsageError SPLIT_INVALID where that is no file name."""
@@ -115,7 +130,8 @@ class Store(Mapping[str, "CaseStore"]):
             raise UsageError("SPLIT_INVALID", f"split name {split.name!r}: expected a plain file name")
         folder = self.path / layout.SPLITS
         folder.mkdir(exist_ok=True)
-        layout.write_json(folder / f"{split.name}.json", split.model_dump(mode="json"))
+        data = split.model_dump(mode="json")
+        layout.write_json(folder / f"{split.name}.json", {**data, "digest": digest_of(data)})
 
 
 def _check_version(path: Path, data: dict[str, Any]) -> None:
@@ -243,18 +259,35 @@ class CaseStore:
 
     def class_points(self, label: Label) -> npt.NDArray[np.int32]:
         """Up to 4096 voxel coordinates `(n, 3)` (z, y, x) drawn uniformly from the voxels of exactly that label."""
-        array = self._array(f"{layout.INDEX}/{label.name.lower()}")
-        return np.asarray(array[...], dtype=np.int32).reshape(-1, 3)
+        if not self.has_labels:
+            return np.empty((0, 3), dtype=np.int32)
+        name = f"{layout.INDEX}/{label.name.lower()}"
+        return np.asarray(self._decode(self._array(name), name, ...), dtype=np.int32).reshape(-1, 3)
 
     def class_count(self, label: Label) -> int:
         """Voxels of exactly that label."""
         return 0 if self.label_counts is None else self.label_counts[label.name.lower()]
 
+    def read_array(self, name: str, limit: int) -> npt.NDArray[Any]:
+        """Any small array of the case by its path, such as `hu/scale0/z`; StoreError beyond `limit` values."""
+        array = self._array(name)
+        if array.size > limit:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: {name} has {array.size} values, expected up to {limit}")
+        return self._decode(array, name, ...)
+
     def _array(self, name: str) -> zarr.Array[Any]:
         try:
-            return zarr.open_array(self.path / name, mode="r")
-        except (OSError, ValueError, KeyError) as error:
+            array = zarr.open_array(self.path / name, mode="r")
+        except Exception as error:  # zarr raises almost anything on damaged metadata
             raise StoreError("STORE_CORRUPT", f"{self.case_id}: array {name} cannot be opened") from error
+        # A missing shard would read as zeros; the manifest knows which ones were written.
+        depth = 2 if name.startswith(f"{layout.WINDOWS}/") else 1
+        component = "/".join(name.split("/")[:depth])
+        for file, facts in self._manifest(component)["files"].items():
+            path = self.path / component / file
+            if path.is_relative_to(self.path / name) and not (path.is_file() and path.stat().st_size == facts["size"]):
+                raise StoreError("STORE_CORRUPT", f"{self.case_id}: {component}/{file} is missing or of another size")
+        return array
 
     @cached_property
     def _opened(self) -> dict[str, zarr.Array[Any]]:
@@ -263,15 +296,19 @@ class CaseStore:
     def _read(self, name: str, region: Region | None, dtype: type[np.generic]) -> npt.NDArray[Any]:
         array = self._opened.get(name)
         if array is None:
-            array = self._opened[name] = self._array(name)
+            array = self._array(name)
             if array.shape != self.shape_zyx or array.dtype != dtype:
                 raise StoreError(
                     "STORE_CORRUPT",
                     f"{self.case_id}: {name} is {array.dtype} {array.shape}, "
                     f"expected {dtype.__name__} {self.shape_zyx}",
                 )
+            self._opened[name] = array
+        return self._decode(array, name, WHOLE if region is None else region)
+
+    def _decode(self, array: zarr.Array[Any], name: str, selection: Any) -> npt.NDArray[Any]:
         try:
-            return np.asarray(array[WHOLE if region is None else region])
+            return np.asarray(array[selection])
         except (OSError, ValueError, RuntimeError) as error:
             raise StoreError("STORE_CORRUPT", f"{self.case_id}: {name} cannot be decoded ({error})") from error
 
@@ -283,7 +320,15 @@ class CaseStore:
         """Component -> its manifest: hu, train, index and each window."""
         components = [layout.HU, layout.TRAIN, layout.INDEX]
         components += [f"{layout.WINDOWS}/{name}" for name in self.window_names]
-        return {name: json.loads((self.path / name / layout.MANIFEST).read_text()) for name in components}
+        return {name: self._manifest(name) for name in components}
+
+    def _manifest(self, component: str) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.path / component / layout.MANIFEST).read_text(encoding="utf-8"))
+            facts = {str(name): {"size": int(f["size"]), "sha256": str(f["sha256"])} for name, f in manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: {component} has no usable manifest") from error
+        return {**manifest, "files": facts}
 
     def to_xarray(self) -> xarray.Dataset:
         """Lazy Dataset: `hu(z, y, x)`, `label(z, y, x)`, `windows(channel, z, y, x)`, coordinates in mm (LPS)."""

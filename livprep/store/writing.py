@@ -76,7 +76,7 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
             if not (path / "zarr.json").exists():
                 for folder in (layout.CASES, layout.SPLITS, layout.JOURNAL):
                     (path / folder).mkdir(exist_ok=True)
-                layout.write_json(path / layout.CASES / "zarr.json", _group({}))
+                layout.write_json(path / layout.CASES / "zarr.json", layout.plain_group({}))
                 _write_root(path, preparation, profile, catalog_digest)
     store = open_store(path)
     if (store.preparation, store.meta.profile) != (preparation, profile):
@@ -101,7 +101,7 @@ def _write_root(path: Path, preparation: Preparation, profile: ProfileName, cata
         preparation=preparation.as_dict(),
         profile=profile,
     )
-    layout.write_json(path / "zarr.json", _group({"livprep": meta.model_dump(mode="json")}))
+    layout.write_json(path / "zarr.json", layout.plain_group(layout.own_attributes(meta.model_dump(mode="json"))))
 
 
 def change_preparation(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
@@ -114,13 +114,9 @@ def change_preparation(path: Path, preparation: Preparation, profile: ProfileNam
     _write_root(path, preparation, profile, catalog_digest)
 
 
-def _group(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
 def _make_group(folder: Path, attributes: dict[str, Any] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    layout.write_json(folder / "zarr.json", _group(attributes or {}))
+    layout.write_json(folder / "zarr.json", layout.plain_group(attributes or {}))
 
 
 def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, replace: bool = False) -> int:
@@ -189,7 +185,9 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
     layout.write_manifest(folder / layout.INDEX, digests)
 
     _make_group(folder / layout.WINDOWS)
-    layout.write_json(folder / "zarr.json", _group({"livprep": content.meta.model_dump(mode="json")}))
+    layout.write_json(
+        folder / "zarr.json", layout.plain_group(layout.own_attributes(content.meta.model_dump(mode="json")))
+    )
     layout.consolidate(folder)
 
 
@@ -261,9 +259,8 @@ def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
     _make_group(folder, {"livprep": {"counts": _counts(labels), "points": INDEX_POINTS}})
     if labels is None:
         return
-    seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
     for label in Label:
-        points = _sample_points(labels, label, np.random.default_rng([seed, int(label)]))
+        points = index_points(case_id, labels, label)
         array = zarr.create_array(
             store=folder / label.name.lower(),
             shape=points.shape,
@@ -276,6 +273,12 @@ def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
         if len(points):
             array[...] = points
     layout.consolidate(folder)
+
+
+def index_points(case_id: str, labels: LabelArray, label: Label) -> npt.NDArray[np.int16]:
+    """Coordinates `(n, 3)` (z, y, x) that the sampling index of a case holds of a label."""
+    seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
+    return _sample_points(labels, label, np.random.default_rng([seed, int(label)]))
 
 
 def _sample_points(labels: LabelArray, label: Label, rng: np.random.Generator) -> npt.NDArray[np.int16]:
@@ -342,7 +345,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
             if open_store(store).case(case_id).meta != case.meta:
-                raise StoreError("STORE_CASE_CHANGED", f"{case_id}: was replaced while it was windowed")
+                raise StoreError("STORE_CASE_UNKNOWN", f"{case_id}: was replaced while it was windowed")
             published = layout.publish(folder, case.path / layout.WINDOWS / window.name)
             layout.consolidate(case.path)
     if not published:
@@ -383,5 +386,8 @@ def remove_staging(store: Path) -> list[str]:
     """Delete what killed runs left behind and return the names."""
     entries = layout.staging_entries(store)
     for entry in entries:
-        shutil.rmtree(entry)
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     return [entry.name for entry in entries]

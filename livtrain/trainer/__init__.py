@@ -1,8 +1,9 @@
 """Training: `fit` and what it reports."""
 
-from livtrain.trainer.loop import StepReport, Summary, fit
+from livtrain.trainer.loop import fit
 from livtrain.trainer.plan import Plan, TrainingStore, default_preset, make_plan, settings_for_run
 from livtrain.trainer.stopping import Stopped
+from livtrain.trainer.summary import StepReport, Summary
 
 __all__ = [
     "Plan",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,46 +19,10 @@ from livtrain.trainer.journal import Journal, write_json
 from livtrain.trainer.plan import Say, TrainingStore, make_plan
 from livtrain.trainer.run import Run, improves, reproducible
 from livtrain.trainer.stopping import Stopped, StopRequests
+from livtrain.trainer.summary import StepReport, Summary, dice_text
 from livtrain.trainer.validation import CaseScore, Interrupted, mean_dice, validate
 
 _RUN_FILES = ("config.yaml", LAST, BEST, "metrics.jsonl")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where a run is: for progress bars. `loss` is the newest, `seconds_left` an estimate."""
-
-    step: int
-    steps: int | None
-    fraction: float
-    loss: float
-    patches_per_s: float
-    seconds: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run came to; `summary.json` holds the same. Dice is None where nothing was scored."""
-
-    stage: str
-    network: str
-    preset: str
-    parameters: int
-    steps: int
-    stopped_by: str
-    seconds: float
-    loss: float | None
-    best_val_dice: float | None
-    best_step: int | None
-    train_dice: float | None
-    patches_per_s: float
-    data_wait_fraction: float
-    device: str
-    train_cases: int
-    val_cases: int
-    run: str
-    version: str
 
 
 def fit(
@@ -158,7 +123,7 @@ class _Loop:
         run = self.run
         values = torch.stack([loss for _, loss, _, _ in self._pending]).tolist() if self._pending else []
         for (step, _, rate, case_ids), loss in zip(self._pending, values, strict=True):
-            if not abs(loss) < float("inf"):
+            if not math.isfinite(loss):
                 raise RunError(
                     "DIVERGED",
                     f"step {step}: the loss is {loss} on {', '.join(sorted(set(case_ids)))}; "
@@ -200,7 +165,7 @@ class _Loop:
         if better := improves(means["mean"], progress.best_val_dice):
             progress.best_val_dice, progress.best_step = means["mean"], run.step
         self.say(
-            f"step {run.step}: validation Dice {means['mean']:.4f} on {len(scores)} cases{' (best)' if better else ''}"
+            f"step {run.step}: validation Dice {dice_text(means)} on {len(scores)} cases{' (best)' if better else ''}"
         )
         checkpoint = self._save()
         if better:
@@ -223,11 +188,11 @@ class _Loop:
             raise AssertionError("unreachable: _stop raises") from None
 
     def _save(self) -> Checkpoint:
-        """Write `last.pt`; it is also `best.pt` in a run without validation."""
+        """Write `last.pt`; it is also `best.pt` while no validation Dice is known."""
         self._log()
         checkpoint = self.run.checkpoint()
         checkpoint.save(self.dir / LAST)
-        if not self.plan.val:
+        if self.run.progress.best_val_dice is None:
             checkpoint.save(self.dir / BEST)
         self._saved_at = time.perf_counter()
         return checkpoint
@@ -245,14 +210,12 @@ class _Loop:
         run, settings, progress = self.run, self.settings, self.run.progress
         self._save()
         scores = self._score(self.plan.train[: settings.train_dice_cases])
-        train_dice = mean_dice(scores)["mean"] if scores else None
+        means = mean_dice(scores)
         if scores:
-            self.journal.record(run.step, {"train_dice": mean_dice(scores)["mean"]})
-            self.say(f"training Dice {train_dice:.4f} on {', '.join(score.case_id for score in scores)}")
+            self.journal.record(run.step, {"train_dice": means["mean"]})
+            self.say(f"training Dice {dice_text(means)} on {', '.join(score.case_id for score in scores)}")
         if not self.plan.val:
             self.journal.preview(scores)
-        if not (self.dir / BEST).exists():  # nothing could be scored
-            run.checkpoint().save(self.dir / BEST)
         self.journal.publish()
         losses = self.journal.curve("loss")
         summary = Summary(
@@ -266,7 +229,7 @@ class _Loop:
             loss=losses[-1][1] if losses else None,
             best_val_dice=progress.best_val_dice,
             best_step=progress.best_step,
-            train_dice=train_dice,
+            train_dice=means["mean"] if math.isfinite(means["mean"]) else None,
             patches_per_s=round(self._patches_per_s(), 3),
             data_wait_fraction=round(progress.waiting_s / max(progress.training_s, 1e-9), 4),
             device=_device_name(run.device),

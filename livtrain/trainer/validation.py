@@ -29,7 +29,7 @@ _SCORED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class CaseScore:
-    """Dice of one case per structure (NaN where reference and prediction are empty), and what was scored."""
+    """Dice of one case per structure (NaN where the reference has none of it), and what was scored."""
 
     case_id: str
     dice: dict[str, float]
@@ -106,7 +106,11 @@ def validate(
 
 
 def mean_dice(scores: Sequence[CaseScore]) -> dict[str, float]:
-    """Mean over cases per structure, and `mean` over structures; cases where both masks are empty do not count."""
+    """Mean over cases per structure, and `mean` over structures.
+
+    Cases without the structure do not count: whether a network leaves them empty flips from step to step, and would
+    outweigh everything else in the choice of the best weights. `livtrain evaluate` counts them.
+    """
     names = scores[0].dice if scores else {}
     means = {name: _nan_mean([score.dice[name] for score in scores]) for name in names}
     return {**means, "mean": _nan_mean(list(means.values()))}
@@ -130,8 +134,8 @@ def _masks(
 
 
 def _dice(reference: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]) -> float:
-    total = int(reference.sum()) + int(predicted.sum())
-    return 2 * int((reference & predicted).sum()) / total if total else math.nan
+    wanted = int(reference.sum())
+    return 2 * int((reference & predicted).sum()) / (wanted + int(predicted.sum())) if wanted else math.nan
 
 
 def _nan_mean(values: Sequence[float]) -> float:

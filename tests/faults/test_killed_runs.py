@@ -1,0 +1,205 @@
+"""Runs that are killed, stopped or run at once: nothing half done is ever visible, running again is safe."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from building import tree_hash
+from livprep.store import is_store, layout, open_store, staging_entries
+
+COMMAND = [sys.executable, "-c", "from livcli.livprep_main import main; main()"]
+
+KILLED_AT = """
+import itertools, os, pathlib, sys
+count, point = itertools.count(1), int(sys.argv.pop(1))
+def dying(original):
+    def call(*arguments, **options):
+        if next(count) == point:
+            os._exit(9)
+        return original(*arguments, **options)
+    return call
+os.fsync = dying(os.fsync)
+for name in ("rename", "replace", "mkdir"):
+    setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
+from livcli.livprep_main import main
+main()
+"""
+
+
+def start(*arguments: object, command: list[str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*(command or COMMAND), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def ingest(sources: Path, store: Path, *options: object) -> tuple[object, ...]:
+    return ("ingest", sources, "--store", store, "--workers", 1, *options)
+
+
+def window(store: Path, *options: object) -> tuple[object, ...]:
+    return ("window", "--wl", 40, "--ww", 220, "--store", store, "--workers", 1, *options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom_lits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Sources, and the tree hash of a store that nobody disturbed, ingested and windowed."""
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    for arguments in (ingest(phantom_lits, store), window(store)):
+        code, _, err = finish(start(*arguments))
+        assert code == 0, err
+    return phantom_lits, tree_hash(store)
+
+
+def nothing_half_published(store: Path) -> None:
+    """Each visible case and channel is whole to the byte."""
+    if not is_store(store):
+        return
+    for case in open_store(store).values():
+        for component, manifest in case.manifests().items():
+            for name, facts in manifest["files"].items():
+                path = case.path / component / name
+                assert (path.stat().st_size, layout.file_sha256(path)) == (facts["size"], facts["sha256"])
+        case.read_hu()
+        for name in case.window_names:
+            case.read_window(name)
+
+
+def resumed(sources: Path, store: Path) -> dict[str, str]:
+    """The tree after running both commands to their end and collecting what is dead."""
+    for arguments in (ingest(sources, store), window(store), ("gc", "--store", store)):
+        code, _, err = finish(start(*arguments))
+        assert code == 0, err
+    assert staging_entries(store) == []
+    return tree_hash(store)
+
+
+def killed_at_random(sources: Path, store: Path, kills: int, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(kills):
+        arguments = ingest(sources, store) if rng.random() < 0.7 or not is_store(store) else window(store)
+        process = start(*arguments)
+        time.sleep(rng.uniform(0.3, 2.0))
+        process.kill()
+        finish(process)
+        nothing_half_published(store)
+
+
+def test_killed_at_random_times_and_resumed(undisturbed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    sources, expected = undisturbed
+    killed_at_random(sources, tmp_path / "store", kills=3, seed=1)
+    assert resumed(sources, tmp_path / "store") == expected
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_ten_times_at_random_and_resumed(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, seed: int
+) -> None:
+    sources, expected = undisturbed
+    killed_at_random(sources, tmp_path / "store", kills=10, seed=seed)
+    assert resumed(sources, tmp_path / "store") == expected
+
+
+def killed_at(point: int, undisturbed: tuple[Path, dict[str, str]], store: Path) -> None:
+    sources, expected = undisturbed
+    dying = [sys.executable, "-c", KILLED_AT, str(point)]
+    code, _, err = finish(start(*ingest(sources, store), command=dying))
+    assert code in (0, 9), err
+    nothing_half_published(store)
+    if code == 0:
+        code, _, err = finish(start(*window(store), command=dying))
+        assert code in (0, 9), err
+        nothing_half_published(store)
+    assert resumed(sources, store) == expected
+
+
+@pytest.mark.parametrize("point", [2, 5, 90, 101])
+def test_killed_at_chosen_steps_and_resumed(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, point: int
+) -> None:
+    """Before the n-th fsync, rename or new folder."""
+    killed_at(point, undisturbed, tmp_path / "store")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("point", range(1, 400, 4))
+def test_killed_at_every_fourth_step_and_resumed(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, point: int
+) -> None:
+    killed_at(point, undisturbed, tmp_path / "store")
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopped_runs_exit_with_their_code_and_leave_nothing(
+    phantom_lits: Path, phantom_ircadb: Path, tmp_path: Path, number: int, code: int, workers: int
+) -> None:
+    store, sources = tmp_path / "store", tmp_path / "in"
+    shutil.copytree(phantom_lits, sources)
+    shutil.copytree(phantom_ircadb, sources, dirs_exist_ok=True)
+    process = start(*ingest(sources, store)[:-1], workers)
+    wait_for(lambda: any((store / ".staging").glob("*.*")) or process.poll() is not None)
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(number)
+    ended, _, err = finish(process)
+    assert ended == code, err
+    assert "Traceback" not in err
+    wait_for(lambda: not any(member.is_running() and member.status() != "zombie" for member in family))
+    wait_for(lambda: not staging_entries(store))
+    nothing_half_published(store)
+    finished, _, err = finish(start(*ingest(sources, store)))
+    assert finished == 0, err
+    assert len(open_store(store)) == 6
+
+
+def test_two_ingests_at_once_make_one_store(undisturbed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    sources, expected = undisturbed
+    store = tmp_path / "store"
+    for code, _, err in [finish(process) for process in [start(*ingest(sources, store)) for _ in range(3)]]:
+        assert code == 0, err
+    for code, _, err in [finish(process) for process in [start(*window(store)) for _ in range(2)]]:
+        assert code == 0, err
+    assert staging_entries(store) == []
+    assert tree_hash(store) == expected
+
+
+def test_a_reader_of_a_pipe_may_go_away(small_store: Path) -> None:
+    shell = f"{sys.executable} -c 'from livcli.livprep_main import main; main()' info --store {small_store} --json | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_no_variable_of_the_environment_is_needed(small_store: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "info", "--store", str(small_store)],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
