@@ -122,7 +122,9 @@ def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
     yield from _journaled(journal, jobs, ingest.workers, request.scheduler)
 
 
-def _journaled(journal: Journal, jobs: Sequence[Job[Receipt]], workers: int, scheduler: str | None) -> Iterator[Receipt]:
+def _journaled(
+    journal: Journal, jobs: Sequence[Job[Receipt]], workers: int, scheduler: str | None
+) -> Iterator[Receipt]:
     for receipt in run_jobs(jobs, workers, scheduler):
         journal.add("receipt", **asdict(receipt))
         yield receipt

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from livprep.cases import Case, Receipt
+from livprep.anatomy import doubts
+from livprep.cases import Case, Note, Receipt
 from livprep.catalog import Catalog
 from livprep.errors import GeometryError, LivError, SourceError
 from livprep.fingerprint import fingerprint
@@ -129,8 +130,12 @@ def settings_digest(job: IngestJob) -> str:
 
 
 def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseMeta:
-    """Attributes of a prepared case: by allow-list, nothing of the source's text."""
+    """Attributes of a prepared case: by allow-list, nothing of the source's text.
+
+    The one place where a scan is compared with anatomy; a doubt becomes one of the case's warnings.
+    """
     grid, origin = volume.geometry, source.volume.geometry
+    notes = [*source.notes, *(Note(d.code, f"{source.case.case_id}: {d.detail}") for d in doubts(volume))]
     return CaseMeta(
         schema_version=SCHEMA_VERSION,
         case=source.case.case_id,
@@ -156,7 +161,7 @@ def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseM
         label_voxels=None if volume.label_map is None else label_counts(volume.label_map.labels),
         fingerprint=fingerprint(source.volume.image.hu),
         repairs=list(source.repairs),
-        warnings=[str(note) for note in source.notes],
+        warnings=[str(note) for note in notes],
     )
 
 

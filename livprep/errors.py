@@ -192,6 +192,26 @@ CODES: dict[str, CodeInfo] = {
     ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
+    "ANATOMY_LEFT_RIGHT": CodeInfo(
+        "The liver lies on the patient's left by the header: left and right may be exchanged.",
+        "Look at the case before use; correct the source's header.",
+        0,
+    ),
+    "ANATOMY_FRONT_BACK": CodeInfo(
+        "The spine lies in front by the header: front and back may be exchanged.",
+        "Look at the case before use; correct the source's header.",
+        0,
+    ),
+    "ANATOMY_HEAD_FEET": CodeInfo(
+        "The lungs lie below by the header: the scan may be upside down.",
+        "Look at the case before use; correct the source's header.",
+        0,
+    ),
+    "ANATOMY_AXES": CodeInfo(
+        "The spine lies at one side by the header: two axes may be exchanged.",
+        "Look at the case before use; correct the source's header.",
+        0,
+    ),
     "DICOM_UNREADABLE": CodeInfo("A file is no readable DICOM.", "Remove it or download it again.", _CASE),
     "DICOM_SYNTAX": CodeInfo(
         "The pixel data use a compression that no installed decoder reads.", "Install the codecs.", _CASE
@@ -222,7 +242,7 @@ CODES: dict[str, CodeInfo] = {
     ),
     "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
     "IO": CodeInfo("Reading or writing failed.", "Check the disk and run again; published cases are safe.", 74),
-    "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again to continue.", 75),
+    "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again (fit: with --resume).", 75),
     "WORKER_LOST": CodeInfo(
         "The case killed its worker process twice and is set aside.",
         "Ingest it alone with --workers 1.",

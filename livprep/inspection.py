@@ -12,7 +12,6 @@ from livprep.errors import GeometryError, SourceError
 from livprep.prepare import Preparation, prepare
 from livprep.sources import discover, read_case
 
-
 _NOTHING: dict[str, Any] = {
     "code": "", "detail": "", "shape_zyx": None, "spacing_mm": None, "orientation": None, "hu_min": None,
     "hu_max": None, "hu_sha256": None, "warnings": [],

@@ -117,9 +117,7 @@ def _submit(client: Any, jobs: Sequence[Job[R]], attempt: str) -> Iterator[tuple
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    futures = {
-        client.submit(_run, job, pure=False, key=f"{job.name}-{attempt}-{k}"): job for k, job in enumerate(jobs)
-    }
+    futures = {client.submit(_run, job, pure=False, key=f"{job.name}-{attempt}-{k}"): job for k, job in enumerate(jobs)}
     for future, result in as_completed(futures, with_results=True, raise_errors=False):
         if future.status == "finished":
             yield futures[future], result

@@ -162,7 +162,9 @@ def check_split(split: Split, patients: Mapping[str, str], fingerprints: Mapping
                     "SPLIT_INVALID", f"split {split.name}: {case} is named twice ({side_of[case]}, {side})"
                 )
             side_of[case] = side
-    for what, identity in (("are one patient", patients), ("have the same voxels", fingerprints)):
+    joined = join_patients(patients, fingerprints)
+    same = [("are one patient", patients), ("have the same voxels", fingerprints), ("are one patient by a copy", joined)]
+    for what, identity in same:
         together: dict[str, list[str]] = {}
         for case in side_of:
             if case in identity:

@@ -58,8 +58,8 @@ class Batch:
         Voxel distances (zyx, mm) of each patch.
     """
 
-    image_BCZYX: Tensor  # noqa: N815 - axis suffix
-    labels_BZYX: Tensor  # noqa: N815
+    image_BCZYX: Tensor - axis suffix
+    labels_BZYX: Tensor
     counters: tuple[int, ...]
     case_ids: tuple[str, ...]
     spacing_mm: tuple[Triple, ...]

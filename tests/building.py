@@ -7,13 +7,15 @@ import io
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+
 from livprep.cases import FileRef
+from livprep.errors import SourceError
 from livprep.formats.dicom import Series, Slice, assemble, parse_slice
 from livprep.formats.dicom_write import SeriesHeader
 from livprep.formats.nifti_write import nifti_header
@@ -154,3 +156,12 @@ def lits_pair(folder: Path, number: int = 0, *, seed: int = 0, suffix: str = ".n
         path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
         paths.append(path)
     return paths[0], paths[1]
+
+
+def code_of(call: Callable[[], object]) -> str:
+    """Code of the SourceError that a call ends with; empty where it ends well. Other errors pass."""
+    try:
+        call()
+    except SourceError as error:
+        return error.code
+    return ""

@@ -48,9 +48,7 @@ def phantom_lits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_store(
-    tmp_path_factory: pytest.TempPathFactory, phantom_ircadb: Path, phantom_lits: Path
-) -> Path:
+def small_store(tmp_path_factory: pytest.TempPathFactory, phantom_ircadb: Path, phantom_lits: Path) -> Path:
     """A store of six phantoms with the windows WL 40 WW 220 and WL 60 WW 140; do not change it."""
     from livprep.cohort import IngestRequest, plan_ingest, plan_windows, run_ingest, run_windows
     from livprep.store import open_store

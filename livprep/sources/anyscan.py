@@ -35,16 +35,16 @@ def find(files: Files, catalog: Catalog) -> Found:
         if match:
             found.cases.append(Case(_unique(match[1], taken), "any", -1, (ref,)))
             continue
-        folder = printable(str(Path(*parts[:-1])))
+        where = printable(str(Path(*parts[:-1])))
         try:
             key = peek(ref, read_bytes(ref))
         except SourceError as error:
-            faulty.setdefault(parts[:-1], Rejection(folder, error.code, error.message))
+            faulty.setdefault(parts[:-1], Rejection(where, error.code, error.message))
             continue
         if key is not None and key.modality == "CT":
             series[parts[:-1], key.uid].append(ref)
         elif key is not None:
-            ignored[parts[:-1], key.uid] = Rejection(folder, "", "the modality is not CT")
+            ignored[parts[:-1], key.uid] = Rejection(where, "", "the modality is not CT")
     found.rejected, found.ignored = list(faulty.values()), list(ignored.values())
     per_folder: dict[Parts, int] = defaultdict(int)
     for folder, _ in series:

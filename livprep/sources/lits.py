@@ -59,7 +59,8 @@ def _add(found: Found, number: int, volumes: list[FileRef], labels: list[FileRef
         return
     notes: tuple[Note, ...] = ()
     if len(volumes) > 1 or len(labels) > 1:
-        notes = (Note("SOURCE_TWICE", f"{name}: lies there {max(len(volumes), len(labels))} times; the least zipped is used"),)
+        copies = max(len(volumes), len(labels))
+        notes = (Note("SOURCE_TWICE", f"{name}: lies there {copies} times; the least zipped is used"),)
     masks = () if test else (("label", (prefer_loose(labels),)),)
     found.cases.append(Case(name, "lits", number, (volume,), masks, notes))
 

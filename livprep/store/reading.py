@@ -325,7 +325,8 @@ class CaseStore:
     def _manifest(self, component: str) -> dict[str, Any]:
         try:
             manifest = json.loads((self.path / component / layout.MANIFEST).read_text(encoding="utf-8"))
-            facts = {str(name): {"size": int(f["size"]), "sha256": str(f["sha256"])} for name, f in manifest["files"].items()}
+            files = manifest["files"].items()
+            facts = {str(name): {"size": int(f["size"]), "sha256": str(f["sha256"])} for name, f in files}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError("STORE_CORRUPT", f"{self.case_id}: {component} has no usable manifest") from error
         return {**manifest, "files": facts}

@@ -250,9 +250,7 @@ def _open(run_dir: Path, resume: bool) -> Checkpoint | None:
     if not any((run_dir / name).exists() for name in _RUN_FILES):
         return None
     if not resume:
-        raise RunError(
-            "RUN_EXISTS", f"{run_dir} already holds a run; add --resume to continue it, or use another --run"
-        )
+        raise RunError("RUN_EXISTS", f"{run_dir} already holds a run")
     if not any((run_dir / name).exists() for name in (LAST, BEST)):
         return None  # it was stopped before its first checkpoint
     return load_checkpoint(run_dir, prefer="last")

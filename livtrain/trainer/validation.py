@@ -33,9 +33,9 @@ class CaseScore:
 
     case_id: str
     dice: dict[str, float]
-    image_ZYX: npt.NDArray[np.uint8]  # noqa: N815 - axis suffix
-    reference_ZYX: LabelArray  # noqa: N815
-    predicted_ZYX: LabelArray  # noqa: N815
+    image_ZYX: npt.NDArray[np.uint8] - axis suffix
+    reference_ZYX: LabelArray
+    predicted_ZYX: LabelArray
     spacing_mm: tuple[float, float, float]
 
 

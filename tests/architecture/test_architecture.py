@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from livprep.errors import CODES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,11 @@ def raised_codes() -> Iterator[tuple[str, str]]:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _CARRIERS:
                 for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
                     for inner in ast.walk(argument) if isinstance(argument, ast.IfExp | ast.Constant) else ():
-                        if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and _CODE.fullmatch(inner.value):
+                        if (
+                            isinstance(inner, ast.Constant)
+                            and isinstance(inner.value, str)
+                            and _CODE.fullmatch(inner.value)
+                        ):
                             yield inner.value, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
@@ -131,9 +136,9 @@ def test_what_is_public_says_what_it_is() -> None:
         if ast.get_docstring(tree) is None:
             missing.append(str(path.relative_to(ROOT)))
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if ast.get_docstring(node) is None:
-                    missing.append(f"{path.relative_to(ROOT)}:{node.name}")
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                missing.append(f"{path.relative_to(ROOT)}:{node.name}")
     assert missing == []
 
 
@@ -141,6 +146,8 @@ def test_the_console_scripts_are_installed_and_quick_to_answer() -> None:
     script = Path(sys.executable).with_name("livprep")
     if not script.exists():
         pytest.skip("livprep is not installed as a console script here")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=False, timeout=60, env={**os.environ})
+    done = subprocess.run(
+        [script, "--version"], capture_output=True, text=True, check=False, timeout=60, env={**os.environ}
+    )
     assert done.returncode == 0
     assert done.stdout.startswith("livprep, version ")

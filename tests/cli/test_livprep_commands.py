@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from building import ircadb_case, lits_pair, mask_array, nifti_bytes, plain_slice, scan, tree_hash, write_series
 from conftest import Outcome
+
 from livprep.errors import CODES
 from livprep.store import open_store, staging_entries
 
@@ -423,8 +424,8 @@ def test_info_json_has_what_was_promised(livprep: Run, small_store: Path) -> Non
         assert record["shape_zyx"] == list(case.shape_zyx)
         labels = case.read_labels()
         assert record["label_voxels"] == {
-            "background": int((labels == 0).sum()), "liver": int((labels == 1).sum()), "tumor": int((labels == 2).sum()),
-        }  # fmt: skip
+            name: int((labels == value).sum()) for value, name in enumerate(("background", "liver", "tumor"))
+        }
         assert record["windows"] == [
             {"name": "wl40_ww220", "wl": 40.0, "ww": 220.0},
             {"name": "wl60_ww140", "wl": 60.0, "ww": 140.0},
@@ -491,7 +492,9 @@ def test_split_is_recorded(livprep: Run, store_copy: Path) -> None:
 
 
 def test_impossible_splits(livprep: Run, store_copy: Path) -> None:
-    one_line(livprep("split", "--store", store_copy, "--test", 0.95), "SPLIT_INVALID", 2, "nothing is left for training")
+    one_line(
+        livprep("split", "--store", store_copy, "--test", 0.95), "SPLIT_INVALID", 2, "nothing is left for training"
+    )
     one_line(livprep("split", "--store", store_copy, "--name", "../x"), "SPLIT_INVALID", 2, "plain file name")
     usage(livprep("split", "--store", store_copy, "--val", 1.5), "--val")
     assert open_store(store_copy).split_names() == []

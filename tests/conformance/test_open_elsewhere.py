@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+
 from livprep.store import CaseStore, open_store
 
 CASES = ["ircadb-01", "ircadb-07", "lits-028"]
@@ -53,7 +54,9 @@ def test_xarray_opens_the_case_by_its_consolidated_metadata(case: CaseStore) -> 
         assert "image" in dataset
     group = zarr.open_group(case.path, mode="r", use_consolidated=True)
     names = {name for name, _ in group.members(max_depth=None)}
-    assert names == {path.relative_to(case.path).as_posix() for path in case.path.rglob("*") if (path / "zarr.json").is_file()}
+    assert names == {
+        path.relative_to(case.path).as_posix() for path in case.path.rglob("*") if (path / "zarr.json").is_file()
+    }
 
 
 def test_no_warning_in_a_fresh_interpreter(case: CaseStore) -> None:
@@ -64,7 +67,11 @@ def test_no_warning_in_a_fresh_interpreter(case: CaseStore) -> None:
         "xarray.open_zarr(sys.argv[1] + '/hu/scale0').load()"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, str(case.path)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-W", "error", "-c", script, str(case.path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from building import tree_hash
+
 from livprep.store import is_store, layout, open_store, staging_entries
 
 COMMAND = [sys.executable, "-c", "from livcli.livprep_main import main; main()"]
@@ -187,8 +188,11 @@ def test_two_ingests_at_once_make_one_store(undisturbed: tuple[Path, dict[str, s
 
 
 def test_a_reader_of_a_pipe_may_go_away(small_store: Path) -> None:
-    shell = f"{sys.executable} -c 'from livcli.livprep_main import main; main()' info --store {small_store} --json | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False, timeout=60)
+    program = "from livcli.livprep_main import main; main()"
+    shell = f"{sys.executable} -c '{program}' info --store {small_store} --json | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stdout.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

@@ -32,7 +32,11 @@ def marked(data: bytes, start: int) -> tuple[bytes, list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = pydicom.dcmread(io.BytesIO(data))
-        tags = [tag for tag in pydicom.datadict.DicomDictionary if (tag >> 16) in (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0040)]
+        tags = [
+            tag
+            for tag in pydicom.datadict.DicomDictionary
+            if (tag >> 16) in (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0040)
+        ]
         for tag in tags:
             keyword = dictionary_keyword(tag)
             if keyword and dictionary_VR(tag) in TEXT and keyword not in STRUCTURAL:

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import edited, ircadb_case, lits_pair, mask_array, nifti_bytes, plain_slice, scan, write_series, zip_folder
+from building import (
+    edited,
+    ircadb_case,
+    lits_pair,
+    mask_array,
+    nifti_bytes,
+    plain_slice,
+    scan,
+    write_series,
+    zip_folder,
+)
+
 from livprep.catalog import load_catalog
 from livprep.sources import Discovery, catalog_beside, discover, read_case
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import zip_folder
+from building import code_of, zip_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 from livprep.formats import archive
@@ -200,7 +201,7 @@ def test_names_that_climb_out_are_skipped_and_nothing_is_written(tmp_path: Path)
     folder = tmp_path / "in"
     folder.mkdir()
     names = ["../../evil", "/etc/evil", "a/../../evil", "./ok", "C:\\evil"]
-    (folder / "a.zip").write_bytes(zip_bytes({name: b"x" for name in names}))
+    (folder / "a.zip").write_bytes(zip_bytes(dict.fromkeys(names, b"x")))
     found = {parts for parts, _ in walk(folder)}
     assert found == {("in", "a", "etc", "evil"), ("in", "a", "ok"), ("in", "a", "C:\\evil")}
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip", "in"]
@@ -298,7 +299,9 @@ ARCHIVE = zip_bytes(
 )
 
 
-@given(st.lists(st.tuples(st.integers(0, len(ARCHIVE) - 1), st.integers(0, 255)), min_size=1, max_size=6), st.integers())
+@given(
+    st.lists(st.tuples(st.integers(0, len(ARCHIVE) - 1), st.integers(0, 255)), min_size=1, max_size=6), st.integers()
+)
 @settings(max_examples=400)
 def test_mutated_zips_are_read_right_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int
@@ -311,9 +314,10 @@ def test_mutated_zips_are_read_right_or_refused(
         del data[cut % len(data) :]
     path = tmp_path_factory.getbasetemp() / "mutated.zip"
     path.write_bytes(data)
-    try:
+
+    def read_all() -> None:
         for _, ref in walk(path):
             read_bytes(ref)
             uncompressed_size(ref)
-    except SourceError as error:
-        assert error.code in ("ARCHIVE_BAD", "ARCHIVE_LIMIT", "SOURCE_MISSING")
+
+    assert code_of(read_all) in ("", "ARCHIVE_BAD", "ARCHIVE_LIMIT", "SOURCE_MISSING")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import edited, ircadb_case, lits_pair, mask_array, plain_slice, tree_hash, write_series
+
 from livprep import cohort
 from livprep.cases import Receipt
 from livprep.cohort import (
@@ -59,7 +60,9 @@ def test_both_data_sets_are_found_and_bad_cases_stop_nothing(sources: Path, tmp_
     assert {receipt.status for receipt in ingest(sources, store=tmp_path / "s").values()} == {"unchanged", "rejected"}
 
 
-@pytest.mark.parametrize(("dataset", "names"), [("ircadb", {"ircadb-02", "ircadb-04", "ircadb-05"}), ("lits", {"lits-003", "lits-028"})])
+@pytest.mark.parametrize(
+    ("dataset", "names"), [("ircadb", {"ircadb-02", "ircadb-04", "ircadb-05"}), ("lits", {"lits-003", "lits-028"})]
+)
 def test_one_data_set_can_be_chosen(sources: Path, tmp_path: Path, dataset: str, names: set[str]) -> None:
     assert set(ingest(sources, store=tmp_path / "s", dataset=dataset)) == names
 

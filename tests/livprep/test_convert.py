@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import ircadb_case, lits_pair, mask_array, scan, nifti_bytes, tree_hash, zip_folder
+from building import ircadb_case, lits_pair, mask_array, nifti_bytes, scan, tree_hash, zip_folder
+
 from livprep import convert
 from livprep.catalog import Catalog, load_catalog
 from livprep.convert import IngestJob, WindowJob, ingest_case, is_disk_full
@@ -153,7 +154,9 @@ def test_another_run_that_is_first_is_no_fault(ircadb: IngestJob, monkeypatch: p
 def test_rebuilds_are_byte_identical_wherever_the_sources_lie(tmp_path: Path) -> None:
     for name in ("a", "another/place"):
         root = tmp_path / name
-        ircadb_case(root / "in", masks={"liver": mask_array(1), "livertumor": mask_array(2), "liverkyst": mask_array(3)})
+        ircadb_case(
+            root / "in", masks={"liver": mask_array(1), "livertumor": mask_array(2), "liverkyst": mask_array(3)}
+        )
         lits_pair(root / "lits", 28)
         for kind in ("volume", "segmentation"):
             values = scan().image.hu if kind == "volume" else scan().label_map.labels
@@ -161,7 +164,10 @@ def test_rebuilds_are_byte_identical_wherever_the_sources_lie(tmp_path: Path) ->
             (root / "lits" / f"{kind}-28.nii").write_bytes(nifti_bytes(values, fields=header))
         for source in ("in", "lits"):
             assert ingest_case(job(root / source, root / "store")).status == "published"
-            assert WindowJob("ircadb-02", str(root / "store"), Window(40, 220), 0).run().status in ("published", "unchanged")
+            assert WindowJob("ircadb-02", str(root / "store"), Window(40, 220), 0).run().status in (
+                "published",
+                "unchanged",
+            )
     assert tree_hash(tmp_path / "a" / "store") == tree_hash(tmp_path / "another" / "place" / "store")
 
 

@@ -8,12 +8,13 @@ import logging
 import numpy as np
 import pydicom
 import pytest
-from building import REF, assembled, edited, parsed, plain_slice
+from building import REF, assembled, code_of, edited, plain_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.dicom import assemble, is_dicom, parse_slice, patient_number, peek, read_series
+from livprep.formats.dicom import is_dicom, parse_slice, patient_number, peek, read_series
 from livprep.formats.hashing import HashingReader
 
 
@@ -374,13 +375,6 @@ def test_mutated_slices_are_read_or_refused(changes: list[tuple[int, int]], kind
         data[offset] = value
     if kind == 0:
         del data[cut:]
-    try:
-        slices = parsed([PLAIN[0], bytes(data), PLAIN[2]])
-        result = assemble("image", slices)
-        assert result.hu.shape[0] == 3
-    except SourceError as error:
-        assert error.code.startswith(("DICOM_", "SERIES_", "PIXELDATA_", "HU_"))
-    try:
-        peek(REF, bytes(data))
-    except SourceError as error:
-        assert error.code == "DICOM_UNREADABLE"
+    code = code_of(lambda: assembled([PLAIN[0], bytes(data), PLAIN[2]]))
+    assert not code or code.startswith(("DICOM_", "SERIES_", "PIXELDATA_", "HU_"))
+    assert code_of(lambda: peek(REF, bytes(data))) in ("", "DICOM_UNREADABLE")

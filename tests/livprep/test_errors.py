@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from livprep.cases import FileRef, Note, printable
 from livprep.errors import (
     CODES,

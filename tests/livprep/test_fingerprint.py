@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from livprep.fingerprint import HIGH_HU, LOW_HU, fingerprint
 
 volumes = hnp.arrays(np.int16, st.tuples(*[st.integers(1, 5)] * 3), elements=st.integers(-3000, 3071))

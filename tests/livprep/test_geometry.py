@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from livprep.errors import GeometryError
 from livprep.geometry import Geometry, canonical_axes, shortest_decimal
 

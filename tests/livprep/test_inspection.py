@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import edited, nifti_bytes, plain_slice, scan, write_series, zip_folder
+
 from livprep.errors import SourceError
 from livprep.inspection import inspect_sources
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from building import edited, ircadb_case, mask_array, plain_slice, write_series, zip_folder
 from conftest import IRCADB_NUMBERS, PHANTOM_SEED, PHANTOM_SIZE
+
 from livprep.catalog import Catalog, load_catalog
 from livprep.errors import SourceError
 from livprep.labels import Label
@@ -131,7 +132,9 @@ def test_files_both_zipped_and_loose_are_read_once_and_noted(tmp_path: Path) -> 
 
 
 def test_the_scans_header_tells_the_number_where_folders_do_not(tmp_path: Path) -> None:
-    case = ircadb_case(tmp_path, masks={"liver": mask_array(1), **{f"livertumor0{k}": mask_array(k) for k in range(1, 8)}})
+    case = ircadb_case(
+        tmp_path, masks={"liver": mask_array(1), **{f"livertumor0{k}": mask_array(k) for k in range(1, 8)}}
+    )
     case.rename(tmp_path / "patient")  # the header says liver_01^patient
     assert [entry.case_id for entry in discover([tmp_path], CATALOG).cases] == ["ircadb-01"]
 
@@ -172,7 +175,10 @@ def test_names_match_exactly_but_for_case(tmp_path: Path) -> None:
     assert not (source.volume.label_map.labels == Label.TUMOR).any()
     np.testing.assert_array_equal(source.volume.label_map.labels > 0, masks["Liver"] > 0)
     assert codes(source) == ["MASK_UNLISTED", "MASK_UNLISTED"]
-    assert {note.detail.split()[2] for note in source.notes if note.code == "MASK_UNLISTED"} == {"tumour", "livertumor99"}
+    assert {note.detail.split()[2] for note in source.notes if note.code == "MASK_UNLISTED"} == {
+        "tumour",
+        "livertumor99",
+    }
 
 
 def test_a_catalogue_may_count_a_look_alike(tmp_path: Path) -> None:
@@ -190,7 +196,12 @@ def test_a_catalogue_may_count_a_look_alike(tmp_path: Path) -> None:
 
 
 def test_stored_findings_name_no_folder_of_the_user(tmp_path: Path) -> None:
-    masks = {"liver": mask_array(1), "livertumor": mask_array(2), "liverkyst": mask_array(3), "odd\n\x1bname": mask_array(4)}
+    masks = {
+        "liver": mask_array(1),
+        "livertumor": mask_array(2),
+        "liverkyst": mask_array(3),
+        "odd\n\x1bname": mask_array(4),
+    }
     (tmp_path / "Doe^Jane").mkdir()
     case = ircadb_case(tmp_path / "Doe^Jane", masks=masks)
     shutil.copytree(case / "PATIENT_DICOM", tmp_path / "copy")
@@ -231,7 +242,11 @@ def test_an_empty_mask_folder_is_missing(tmp_path: Path) -> None:
 
 def test_a_missing_scan(tmp_path: Path) -> None:
     shutil.rmtree(ircadb_case(tmp_path) / "PATIENT_DICOM")
-    assert rejection(discover([tmp_path], CATALOG)) == ("ircadb-02", "SOURCE_MISSING", "3Dircadb1.2: has no PATIENT_DICOM")
+    assert rejection(discover([tmp_path], CATALOG)) == (
+        "ircadb-02",
+        "SOURCE_MISSING",
+        "3Dircadb1.2: has no PATIENT_DICOM",
+    )
 
 
 def test_a_number_that_the_catalogue_does_not_list(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from building import lits_pair, nifti_bytes, scan, zip_folder
 from conftest import PHANTOM_SEED, PHANTOM_SIZE
+
 from livprep.catalog import Catalog, load_catalog
 from livprep.errors import SourceError
 from livprep.prepare import Preparation, prepare

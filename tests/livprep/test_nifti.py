@@ -10,14 +10,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from building import REF, nifti_bytes
+from building import REF, code_of, nifti_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_geometry import SIGNED_PERMUTATIONS
+
 from livprep.errors import SourceError
 from livprep.formats import nifti
 from livprep.formats.nifti import encode, gunzip, read_nifti, to_hu, to_labels, write_labels, write_nifti
 from livprep.geometry import Geometry
-from test_geometry import SIGNED_PERMUTATIONS
 
 VALUES = np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5)
 
@@ -61,14 +62,11 @@ def test_truncated_gzip_is_always_refused(length: int) -> None:
 def test_a_flipped_bit_in_gzip_never_passes(offset: int, bit: int) -> None:
     data = bytearray(PACKED)
     data[offset] ^= 1 << bit
-    try:
-        content = gunzip(REF, bytes(data))
-    except SourceError as error:
-        assert error.code == "GZIP_CORRUPT"
-    else:
+    if offset >= 10:
+        assert code_of(lambda: gunzip(REF, bytes(data))) == "GZIP_CORRUPT"
+    elif not code_of(lambda: gunzip(REF, bytes(data))):
         # Time, operating system and flags of the member's header hold no data (RFC 1952, 2.3).
-        assert offset < 10
-        assert content == CONTENT
+        assert gunzip(REF, bytes(data)) == CONTENT
 
 
 @pytest.mark.parametrize("tail", [b"x", b"\0\0x", b"\x1f\x8b", bytes(10) + PACKED[:50]])
@@ -305,7 +303,10 @@ def test_labels_of_any_type_are_read(dtype: type) -> None:
     np.testing.assert_array_equal(out, labels)
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(3, np.uint8), (3, np.int16), (-1, np.int16), (0.5, np.float32), (np.nan, np.float32), (1e9, np.float64)])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(3, np.uint8), (3, np.int16), (-1, np.int16), (0.5, np.float32), (np.nan, np.float32), (1e9, np.float64)],
+)
 def test_unknown_label_values_are_refused(value: float, dtype: type) -> None:
     labels = np.zeros((3, 4, 5), dtype)
     labels[1, 1, 1] = value
@@ -329,6 +330,13 @@ GOOD = nifti_bytes(VALUES)
 FLOATS = nifti_bytes(VALUES.astype(np.float32), fields={"scl_slope": 2.0, "scl_inter": 1.0})
 
 
+def all_of(data: bytes) -> None:
+    """Read a file in every way that there is."""
+    image = read_nifti(REF, data)
+    assert to_hu(REF, image).shape == image.geometry.shape_zyx
+    to_labels(REF, image, (0, 1, 2))
+
+
 @given(
     st.sampled_from([GOOD, FLOATS]),
     st.lists(st.tuples(st.integers(0, 347), st.integers(0, 255)), min_size=1, max_size=4),
@@ -338,12 +346,8 @@ def test_mutated_headers_are_read_or_refused(source: bytes, changes: list[tuple[
     data = bytearray(source)
     for offset, value in changes:
         data[offset] = value
-    try:
-        image = read_nifti(REF, bytes(data))
-        assert to_hu(REF, image).shape == image.geometry.shape_zyx
-        to_labels(REF, image, (0, 1, 2))
-    except SourceError as error:
-        assert error.code.startswith(("NIFTI_", "HU_", "LABEL_", "GZIP_"))
+    code = code_of(lambda: all_of(bytes(data)))
+    assert not code or code.startswith(("NIFTI_", "HU_", "LABEL_", "GZIP_"))
 
 
 FIELDS = ["dim", "pixdim", "vox_offset", "scl_slope", "scl_inter", "qform_code", "sform_code", "quatern_b", "quatern_c"]
@@ -353,9 +357,7 @@ ODD = [0, 1, -1, 3, 7, 8, 127, 255, 32767, -32768, 1e-40, 1e38, -1e38, float("na
 
 @given(
     st.sampled_from([GOOD, FLOATS]),
-    st.lists(
-        st.tuples(st.sampled_from(FIELDS), st.sampled_from(ODD), st.integers(0, 7)), min_size=1, max_size=3
-    ),
+    st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(ODD), st.integers(0, 7)), min_size=1, max_size=3),
 )
 @settings(max_examples=1000)
 def test_odd_header_fields_are_read_or_refused(source: bytes, changes: list[tuple[str, float, int]]) -> None:
@@ -369,12 +371,8 @@ def test_odd_header_fields_are_read_or_refused(source: bytes, changes: list[tupl
             field[index % field.size] = value
         else:
             header[name] = value
-    try:
-        image = read_nifti(REF, header.binaryblock + source[348:])
-        to_hu(REF, image)
-        to_labels(REF, image, (0, 1, 2))
-    except SourceError as error:
-        assert error.code.startswith(("NIFTI_", "HU_", "LABEL_"))
+    code = code_of(lambda: all_of(header.binaryblock + source[348:]))
+    assert not code or code.startswith(("NIFTI_", "HU_", "LABEL_"))
 
 
 @given(st.binary(max_size=600), st.booleans())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from livprep import pipeline
 from livprep.cases import Receipt
 from livprep.errors import StoreError
@@ -104,7 +105,10 @@ def test_workers_run_every_job_and_a_poison_case_is_set_aside(tmp_path: Path) ->
     assert {name: receipt.status for name, receipt in receipts.items()} == {
         "case-0": "published", "case-1": "rejected", "case-2": "published", "case-3": "published", "case-4": "published",
     }  # fmt: skip
-    assert (receipts["case-1"].code, receipts["case-1"].detail) == ("WORKER_LOST", "case-1: its worker process died twice")
+    assert (receipts["case-1"].code, receipts["case-1"].detail) == (
+        "WORKER_LOST",
+        "case-1: its worker process died twice",
+    )
     assert ran(tmp_path)["case-1"] == 2
     assert set(receipts["case-3"].detail.split()) <= {"127.0.0.1", "::1"}
     pids = {line for path in tmp_path.iterdir() for line in path.read_text().split()}

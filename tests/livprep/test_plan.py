@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from building import ircadb_case, lits_pair, zip_folder
+
 from livprep.catalog import load_catalog
 from livprep.journal import Journal
 from livprep.plan import WORKER_BASE_BYTES, WORKER_FACTOR, Need, Plan, make_plan
@@ -31,7 +32,9 @@ def need(name: str, peak: int) -> Need:
     return Need(name, 1, peak, 1)
 
 
-@pytest.mark.parametrize(("cores", "free", "expected"), [(8, 1000, 3), (2, 1000, 2), (8, 250, 2), (8, 10, 1), (8, 0, 1)])
+@pytest.mark.parametrize(
+    ("cores", "free", "expected"), [(8, 1000, 3), (2, 1000, 2), (8, 250, 2), (8, 10, 1), (8, 0, 1)]
+)
 def test_workers_fit_cores_cases_and_memory(cores: int, free: int, expected: int) -> None:
     assert Plan((need("a", 100), need("b", 50), need("c", 100)), Preparation()).workers(cores, free) == expected
 

@@ -7,12 +7,13 @@ import pytest
 from building import scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_geometry import SIGNED_PERMUTATIONS
+
 from livprep.errors import UsageError
 from livprep.geometry import Geometry, canonical_axes
 from livprep.labels import Label
 from livprep.prepare import Preparation, prepare, restore
 from livprep.volume import LabelledVolume, LabelMap, Volume
-from test_geometry import SIGNED_PERMUTATIONS
 
 NATIVE = Preparation()
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
 from livprep.geometry import Geometry
 from livprep.resample import (
     axis_weights,
@@ -16,7 +18,6 @@ from livprep.resample import (
     resampled_geometry,
     sitk_resample,
 )
-from scipy import ndimage
 
 OBLIQUE = ((0.0, -0.8, 0.6), (0.0, 0.6, 0.8), (-1.0, 0.0, 0.0))
 spacings = st.sampled_from([0.5, 0.57, 0.8, 1.0, 1.6, 2.0, 3.0, 5.0])
@@ -70,14 +71,14 @@ def test_new_grid_has_the_spacing_and_keeps_the_center(shape: tuple, old_mm: tup
     centers = [g.affine_lps @ [*((n - 1) / 2 for n in g.shape_zyx[::-1]), 1] for g in (old, new)]
     np.testing.assert_allclose(*centers, atol=1e-6)
     extents = [np.array(g.shape_zyx) * g.spacing_mm for g in (old, new)]
-    assert (np.abs(extents[0] - extents[1]) <= np.maximum(np.array(new_mm) / 2 + 1e-9, np.array(new_mm) - extents[0])).all()
+    assert (
+        np.abs(extents[0] - extents[1]) <= np.maximum(np.array(new_mm) / 2 + 1e-9, np.array(new_mm) - extents[0])
+    ).all()
 
 
 @given(st.tuples(*[st.integers(2, 9)] * 3), triples, triples, st.integers(-1024, 3071), interpolations)
 @settings(max_examples=40)
-def test_a_constant_stays_constant(
-    shape: tuple, old_mm: tuple, new_mm: tuple, value: int, interpolation: str
-) -> None:
+def test_a_constant_stays_constant(shape: tuple, old_mm: tuple, new_mm: tuple, value: int, interpolation: str) -> None:
     old = Geometry(shape, old_mm)
     new = resampled_geometry(old, new_mm)
     out = resample_hu(np.full(shape, value, np.int16), old, new, interpolation)
@@ -105,7 +106,9 @@ def test_a_ramp_stays_the_ramp_inside(axis: int, old_mm: float, new_mm: float, i
 
 @given(hnp.arrays(np.int16, (5, 6, 7), elements=st.integers(-1024, 1500)), triples, triples, interpolations)
 @settings(max_examples=40)
-def test_values_stay_in_the_range_of_the_input(hu: np.ndarray, old_mm: tuple, new_mm: tuple, interpolation: str) -> None:
+def test_values_stay_in_the_range_of_the_input(
+    hu: np.ndarray, old_mm: tuple, new_mm: tuple, interpolation: str
+) -> None:
     old = Geometry(hu.shape, old_mm)
     out = resample_hu(hu, old, resampled_geometry(old, new_mm), interpolation)
     assert hu.min() <= out.min() <= out.max() <= hu.max()

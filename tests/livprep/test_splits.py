@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from livprep.errors import UsageError
-from livprep.splits import Split, make_split
 from pydantic import ValidationError
+
+from livprep.errors import UsageError
+from livprep.splits import SIDES, Split, check_split, given_split, join_patients, make_folds, make_split
 
 cohorts = st.dictionaries(
     st.integers(0, 200).map(lambda n: f"case-{n:03d}"), st.integers(0, 30).map(lambda n: f"patient-{n:02d}"), min_size=1
@@ -99,3 +100,165 @@ def test_json_form_comes_back_and_refuses_unknown_keys() -> None:
     assert Split.model_validate_json(split.model_dump_json()) == split
     with pytest.raises(ValidationError):
         Split.model_validate({**split.model_dump(), "fold": 1})
+
+
+# --- the same scan under two names, tumor burden, folds, splits by hand
+
+prints = st.dictionaries(st.integers(0, 200).map(lambda n: f"case-{n:03d}"), st.integers(0, 12).map(lambda n: f"f{n}"))
+
+
+def connected(patients: dict[str, str], fingerprints: dict[str, str]) -> list[set[str]]:
+    """Cases that are joined by patients and fingerprints, found by growing sets until nothing changes."""
+    groups: list[set[str]] = []
+    for case in patients:
+        linked = [
+            group
+            for group in groups
+            if any(
+                patients[a] == patients[case] or (a in fingerprints and fingerprints[a] == fingerprints.get(case))
+                for a in group
+            )
+        ]
+        groups = [group for group in groups if group not in linked] + [{case}.union(*linked)]
+    return groups
+
+
+@given(cohorts, prints, shares, shares, st.integers(0, 5))
+def test_no_scan_lies_on_two_sides(patients: dict, fingerprints: dict, val: float, test: float, seed: int) -> None:
+    facts = {"fingerprints": fingerprints, "burden": {case: len(case) % 7 / 7 for case in patients}}
+    try:
+        split = make_split(patients, val_fraction=val, test=test, seed=seed, **facts)
+    except UsageError as error:
+        assert "nothing is left for training" in error.message
+        return
+    assert make_split(patients, val_fraction=val, test=test, seed=seed, **facts) == split
+    assert sorted(split.case_ids) == sorted(patients) == list(split.reasons)
+    groups = connected(patients, fingerprints)
+    for group in groups:
+        assert sum(bool(group & set(split.side(side))) for side in SIDES) == 1
+    check_split(split, patients, {case: f for case, f in fingerprints.items() if case in patients})
+    rest = len(groups) - sum(bool(group & set(split.test)) for group in groups)
+    if val > 0 and rest > 1:
+        assert sum(bool(group & set(split.val)) for group in groups) == max(1, round(val * rest))
+
+
+@given(cohorts, prints, st.integers(2, 6), st.integers(0, 5), st.sampled_from([0.0, 0.2]))
+def test_each_patient_validates_in_exactly_one_fold(
+    patients: dict, fingerprints: dict, count: int, seed: int, test: float
+) -> None:
+    try:
+        folds = make_folds(patients, count, test=test, seed=seed, fingerprints=fingerprints)
+    except UsageError as error:
+        assert f"{count} folds of" in error.message
+        return
+    assert [fold.name for fold in folds] == [f"default-fold{k}" for k in range(count)]
+    assert len({fold.test for fold in folds}) == 1
+    validated = [case for fold in folds for case in fold.val]
+    assert sorted([*validated, *folds[0].test]) == sorted(patients)
+    sizes = []
+    for fold in folds:
+        check_split(fold, patients, {case: f for case, f in fingerprints.items() if case in patients})
+        assert sorted(fold.case_ids) == sorted(patients)
+        sizes.append(sum(bool(group & set(fold.val)) for group in connected(patients, fingerprints)))
+    assert max(sizes) - min(sizes) <= 1
+    assert make_folds(patients, count, test=test, seed=seed, fingerprints=fingerprints) == folds
+
+
+def test_a_copy_follows_its_patient_and_counts_once() -> None:
+    patients = cohort(9) | {"copy": "other"}
+    fingerprints = {"c00": "same", "copy": "same"}
+    for seed in range(20):
+        split = make_split(patients, seed=seed, test=0.2, val_fraction=0.25, fingerprints=fingerprints)
+        side = next(side for side in SIDES if "c00" in split.side(side))
+        assert "copy" in split.side(side)
+        assert len(set(split.test) - {"copy"}) == 2
+        assert len(set(split.val) - {"copy"}) == 2
+        assert split.reasons["c00"].startswith("patient p00 (the same voxels as other) ")
+
+
+def test_three_patients_can_be_joined_by_two_copies() -> None:
+    patients = {"a": "p3", "b": "p1", "c": "p1", "d": "p2", "e": "p4"}
+    fingerprints = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
+    assert join_patients(patients, fingerprints) == {"a": "p1", "b": "p1", "c": "p1", "d": "p1", "e": "p4"}
+
+
+def test_sides_see_the_whole_range_of_tumor_burden() -> None:
+    """20 patients of burden 0...19: one in every stretch of five goes to validation."""
+    burden = {f"c{k:02d}": k / 100 for k in range(20)}
+    for seed in range(10):
+        split = make_split(cohort(20), seed=seed, burden=burden)
+        assert [int(case[1:]) // 5 for case in split.val] == [0, 1, 2, 3]
+        folds = make_folds(cohort(20), 5, seed=seed, burden=burden)
+        assert all([int(case[1:]) // 5 for case in fold.val] == [0, 1, 2, 3] for fold in folds)
+    assert len({make_split(cohort(20), seed=seed, burden=burden).val for seed in range(10)}) > 5
+
+
+def test_unused_cases_are_listed_with_their_reason() -> None:
+    split = make_split(cohort(4), unused={"litstest-000": "not used: no labels"})
+    assert "litstest-000" not in split.case_ids
+    assert split.reasons["litstest-000"] == "not used: no labels"
+    assert len(split.reasons) == 5
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_impossible_folds_are_refused(count: int) -> None:
+    with pytest.raises(UsageError, match=f"{count} folds of 4 patients: expected 2 up to that many"):
+        make_folds(cohort(4), count)
+
+
+PATIENTS = {"ircadb-01": "ircadb-01", "lits-027": "lits-027", "lits-028": "ircadb-01", "lits-048": "lits-048"}
+
+
+def test_lits_27_and_48_are_no_copies_of_3dircadb() -> None:
+    """The claim "LiTS 27-48 are 3DIRCADb" is in circulation; it is 28-47."""
+    sides = {"train": ["lits-027"], "val": ["lits-048"], "test": ["ircadb-01", "lits-028"]}
+    split = given_split(sides, PATIENTS, name="mine", fingerprints={"lits-027": "a", "lits-048": "b"})
+    assert (split.train, split.val, split.test) == (("lits-027",), ("lits-048",), ("ircadb-01", "lits-028"))
+    assert split.reasons["lits-048"] == "val as given"
+
+
+def test_a_copy_that_is_not_used_still_joins_two_patients() -> None:
+    patients = PATIENTS | {"mine": "mine"}
+    with pytest.raises(UsageError, match=r"mine \(train\) and lits-028 \(test\) are one patient by a copy"):
+        given_split(
+            {"train": ["mine"], "test": ["lits-028"]},
+            patients,
+            name="s",
+            fingerprints={"mine": "a", "ircadb-01": "a", "lits-028": "b"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ({"train": ["ircadb-01"], "test": ["lits-028"]}, r"ircadb-01 \(train\) and lits-028 \(test\) are one patient"),
+        ({"train": ["lits-027"], "val": ["lits-048"]}, r"lits-027 \(train\) and lits-048 \(val\) have the same voxels"),
+        ({"train": ["lits-027", "lits-027"]}, r"lits-027 is named twice \(train, train\)"),
+        ({"train": ["lits-027"], "val": ["lits-027"]}, r"lits-027 is named twice \(train, val\)"),
+        ({"train": ["lits-099"]}, r"lits-099 \(train\) is not in the store"),
+        ({"train": ["litstest-000"]}, "litstest-000 cannot be used: no labels"),
+        ({"val": ["lits-027"]}, "names no case for training"),
+    ],
+)
+def test_a_hand_made_split_that_leaks_is_refused(sides: dict, message: str) -> None:
+    facts = {"fingerprints": {"lits-027": "same", "lits-048": "same"}, "unused": {"litstest-000": "no labels"}}
+    with pytest.raises(UsageError, match=message) as caught:
+        given_split(sides, PATIENTS, name="mine", **facts)
+    assert caught.value.code == "SPLIT_INVALID"
+
+
+@given(cohorts, prints, st.data())
+def test_a_hand_made_split_is_accepted_exactly_if_no_group_is_divided(
+    patients: dict, fingerprints: dict, data: st.DataObject
+) -> None:
+    side_of = {case: data.draw(st.sampled_from(["train", "val", "test", ""])) for case in patients}
+    sides = {side: [case for case in side_of if side_of[case] == side] for side in SIDES}
+    groups = connected(patients, fingerprints)  # a case on no side may still show that two patients are one
+    leaks = any(len({side_of[case] for case in group} - {""}) > 1 for group in groups)
+    try:
+        split = given_split(sides, patients, name="s", fingerprints=fingerprints)
+    except UsageError as error:
+        assert leaks or not sides["train"], error.message
+    else:
+        assert not leaks
+        assert set(split.reasons) == set(patients)

@@ -16,6 +16,7 @@ from building import flip_bit, scan, tree_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
 from livprep.labels import Label, label_counts
@@ -38,7 +39,7 @@ from livprep.store import (
     remove_window,
     staging_entries,
 )
-from livprep.volume import LabelledVolume, Volume
+from livprep.volume import LabelledVolume
 from livprep.windows import Window
 
 NATIVE = Preparation()
@@ -234,7 +235,9 @@ def test_a_store_is_a_sorted_mapping(small_store: Path) -> None:
     assert is_store(small_store)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "/", "ircadb-01/hu", "../cases/ircadb-01", "ircadb-99", ".staging", "a\0"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "/", "ircadb-01/hu", "../cases/ircadb-01", "ircadb-99", ".staging", "a\0"]
+)
 def test_names_that_are_no_case_reach_nothing(small_store: Path, name: str) -> None:
     opened = open_store(small_store)
     with pytest.raises(KeyError):
@@ -265,10 +268,20 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [None, "", "{", "[]", "{}", '{"attributes": {}}', '{"attributes": {"livprep": 3}}', '{"attributes": {"livprep": {}}}',
-     '{"attributes": {"livprep": {"schema_version": "1"}}}', '{"attributes": {"livprep": {"schema_version": 0}}}',
-     '{"attributes": {"livprep": {"schema_version": 1}}}'],
-)  # fmt: skip
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"attributes": {}}',
+        '{"attributes": {"livprep": 3}}',
+        '{"attributes": {"livprep": {}}}',
+        '{"attributes": {"livprep": {"schema_version": "1"}}}',
+        '{"attributes": {"livprep": {"schema_version": 0}}}',
+        '{"attributes": {"livprep": {"schema_version": 1}}}',
+    ],
+)
 def test_something_else_there(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "s").mkdir()
     if text is not None:
@@ -410,7 +423,9 @@ def test_replacing_takes_the_old_case_away(store: Path) -> None:
 
 def test_many_writers_at_once_leave_one_copy(store: Path) -> None:
     sizes: list[int] = []
-    threads = [threading.Thread(target=lambda: sizes.append(publish_case(store, content(), "balanced"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: sizes.append(publish_case(store, content(), "balanced"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

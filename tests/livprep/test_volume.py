@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from livprep.errors import GeometryError
 from livprep.geometry import Geometry
 from livprep.labels import Label, label_counts

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from livprep.errors import UsageError
 from livprep.windows import Window, WindowBank
 

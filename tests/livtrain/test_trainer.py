@@ -221,7 +221,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 
 def test_an_existing_run_is_not_overwritten(whole: tuple[Path, Summary, list[str]]) -> None:
-    with pytest.raises(RunError, match="add --resume") as caught:
+    with pytest.raises(RunError, match="already holds a run") as caught:
         fit(fake_store(), _settings(), whole[0])
     assert (caught.value.code, caught.value.exit_code) == ("RUN_EXISTS", 2)
 
