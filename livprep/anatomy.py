@@ -104,7 +104,8 @@ def _by_spine(coarse: _Coarse, body: BoolArray) -> list[Doubt]:
     if density[y, x] < 0.12:
         return []
     found = []
-    if abs(dy) < 0.15 and abs(dx) > 0.3 and _is_alone(density, y, columns[0] + columns[-1] - x):
+    narrow = width * step_x < depth * step_y  # a body is wider than deep
+    if abs(dy) < 0.15 and abs(dx) > 0.3 and narrow and _is_alone(density, y, columns[0] + columns[-1] - x):
         return [Doubt("ANATOMY_AXES", "the spine lies at one side, expected at the back: two axes may be exchanged")]
     if dy < -0.2 and abs(dx) < 0.25:
         found.append(Doubt("ANATOMY_FRONT_BACK", "the spine lies in front, expected at the back"))

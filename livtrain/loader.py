@@ -58,7 +58,7 @@ class Batch:
         Voxel distances (zyx, mm) of each patch.
     """
 
-    image_BCZYX: Tensor - axis suffix
+    image_BCZYX: Tensor
     labels_BZYX: Tensor
     counters: tuple[int, ...]
     case_ids: tuple[str, ...]

@@ -33,7 +33,7 @@ class CaseScore:
 
     case_id: str
     dice: dict[str, float]
-    image_ZYX: npt.NDArray[np.uint8] - axis suffix
+    image_ZYX: npt.NDArray[np.uint8]
     reference_ZYX: LabelArray
     predicted_ZYX: LabelArray
     spacing_mm: tuple[float, float, float]

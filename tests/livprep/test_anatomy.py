@@ -103,14 +103,15 @@ def test_a_few_slices_raise_no_false_alarm(count: int) -> None:
         assert codes(volume_of(phantom.hu[part], spacing, phantom.labels()[part])) == set()
 
 
-def test_a_lying_phantom_with_bright_hips_is_not_called_turned() -> None:
-    """Bone at both sides and none in the middle, as at the height of the hips."""
-    hu = np.full((30, 60, 90), -1000, np.int16)
-    hu[:, 8:52, 5:85] = 40
-    hu[:, 26:34, 14:22] = hu[:, 26:34, 68:76] = 700
+def test_bone_at_both_sides_is_no_spine() -> None:
+    """As at the height of the hips; or of one side alone, in a body that lies as it should."""
+    hu = np.full((30, 90, 60), -1000, np.int16)
+    hu[:, 5:85, 8:52] = 40
+    hu[:, 41:49, 14:20] = hu[:, 41:49, 41:47] = 700
     assert codes(volume_of(hu, (4.0, 5.0, 5.0))) == set()
-    hu[:, 26:34, 14:22] = 40  # one side alone is a spine at the side
+    hu[:, 41:49, 14:20] = 40
     assert codes(volume_of(hu, (4.0, 5.0, 5.0))) == {"ANATOMY_AXES"}
+    assert codes(volume_of(hu, (4.0, 2.5, 5.0))) == set()
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import pydicom
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
+from livprep.formats import dicom
 from livprep.formats.dicom import is_dicom, parse_slice, patient_number, peek, read_series
 from livprep.formats.hashing import HashingReader
 
@@ -118,6 +120,28 @@ def test_other_uncompressed_syntaxes_are_read(syntax: str) -> None:
         buffer, dataset, implicit_vr=syntax == "1.2.840.10008.1.2", little_endian=not big, force_encoding=True
     )
     np.testing.assert_array_equal(parse_slice(REF, buffer.getvalue()).pixels, pixels)
+
+
+def deflated(dataset: pydicom.Dataset) -> bytes:
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("read", [parse_slice, peek])
+def test_a_small_file_that_inflates_to_much_is_refused_unread(read: Callable[[FileRef, bytes], object]) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
+    assert read(REF, deflated(dataset)) is not None
+    dataset.add_new(0x00091010, "OB", bytes(dicom.MAX_INFLATED_BYTES))
+    data = deflated(dataset)
+    assert len(data) < 100_000
+    with pytest.raises(SourceError, match="image_0: deflated, and beyond 67108864 bytes") as caught:
+        read(REF, data)
+    assert caught.value.code == "DICOM_SYNTAX"
+    hidden = data.replace(b"\2\0\x10\0UI", b"\2\0\x10\0UX", 1)
+    with pytest.raises(SourceError):
+        read(REF, hidden)
 
 
 def test_lossless_compression_is_decoded() -> None:
