@@ -53,7 +53,7 @@ def cohort_of(store: Store) -> Cohort:
     cases = {case_id: case for case_id, case in store.items() if case.has_labels}
     return Cohort(
         {case_id: case.patient for case_id, case in cases.items()},
-        {case_id: case.meta.fingerprint for case_id, case in cases.items()},
+        {case_id: case.fingerprint for case_id, case in cases.items()},
         {case_id: tumor_burden(case.label_counts or {}) for case_id, case in cases.items()},
         {case_id: NO_LABELS for case_id in store if case_id not in cases},
     )

@@ -83,7 +83,7 @@ def _run_dask(jobs: Sequence[Job[R]], workers: int, scheduler: str | None) -> It
                 threads_per_worker=1,
                 processes=True,
                 host=LOOPBACK,
-                dashboard_address=None,
+                dashboard_address=f"{LOOPBACK}:0",  # without an address it takes port 8787, and warns if that is taken
                 worker_dashboard_address=None,
                 memory_limit=0,  # workers are counted to fit; a limit would kill the case instead
                 silence_logs=logging.CRITICAL,

@@ -163,7 +163,11 @@ def check_split(split: Split, patients: Mapping[str, str], fingerprints: Mapping
                 )
             side_of[case] = side
     joined = join_patients(patients, fingerprints)
-    same = [("are one patient", patients), ("have the same voxels", fingerprints), ("are one patient by a copy", joined)]
+    same = [
+        ("are one patient", patients),
+        ("have the same voxels", fingerprints),
+        ("are one patient by a copy", joined),
+    ]
     for what, identity in same:
         together: dict[str, list[str]] = {}
         for case in side_of:

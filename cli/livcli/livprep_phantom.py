@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ from livcli.options import output_options
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed, same bytes.")
 @click.option("--size", default=128, show_default=True, type=click.IntRange(32, 512), help="Pixels a side of a slice.")
 @output_options
-def phantom(dest: Path, dataset: str, cases: int, seed: int, size: int, as_json: bool, quiet: bool) -> None:
+def phantom(dest: Path, dataset: Any, cases: int, seed: int, size: int, as_json: bool, quiet: bool) -> None:
     """Write synthetic patients to DEST in the exact layout and with the quirks of a data set.
 
     DEST gets a catalog.yaml of its own, which `livprep ingest DEST` picks up.

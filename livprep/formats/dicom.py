@@ -7,10 +7,7 @@ check has a named tolerance and a code of its own. Header text of a patient neve
 from __future__ import annotations
 
 import io
-import logging
-import re
 import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +19,9 @@ from pydicom.errors import InvalidDicomError
 
 from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
+from livprep.formats.dicom_header import check_expansion
 from livprep.formats.hashing import HashingReader
 from livprep.geometry import Geometry, shortest_decimal
-
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its messages quote raw values of the header
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 GAP_TOLERANCE = 0.05
 """Largest deviation of one slice distance from the median, as a share of the median."""
@@ -37,10 +32,6 @@ SPACING_TOLERANCE_MM = 1e-4
 COSINE_TOLERANCE = 1e-4
 THICKNESS_TOLERANCE_MM = 0.01
 MAX_SIDE = 4096
-MAX_INFLATED_BYTES = 64 << 20
-"""Twice the largest slice of 16 bits."""
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_LONG_FORM = (b"OB", b"OW", b"UN", b"SQ", b"UT")
 
 CT_SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2",
@@ -108,7 +99,7 @@ def parse_slice(ref: FileRef, data: bytes) -> Slice:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            _check_expansion(ref, data)
+            check_expansion(ref, data)
             dataset = pydicom.dcmread(io.BytesIO(data))
             return _slice_of(ref, dataset)
     except InvalidDicomError as error:
@@ -117,31 +108,6 @@ def parse_slice(ref: FileRef, data: bytes) -> Slice:
         raise
     except Exception as error:  # pydicom raises almost anything on damaged bytes
         raise SourceError("DICOM_UNREADABLE", f"{ref}: damaged DICOM ({type(error).__name__})") from None
-
-
-def _check_expansion(ref: FileRef, data: bytes) -> None:
-    """Refuse a deflated data set that inflates beyond any slice, before it fills the memory (PS3.5, A.5).
-
-    The file meta information is walked by hand (PS3.10, 7.1: explicit VR little endian), as pydicom inflates first.
-    """
-    position, syntax = 132, b""
-    while data[position : position + 2] == b"\2\0":
-        tag, vr = data[position + 2 : position + 4], data[position + 4 : position + 6]
-        start, size = (
-            (12, data[position + 8 : position + 12]) if vr in _LONG_FORM else (8, data[position + 6 : position + 8])
-        )
-        value = slice(position + start, position + start + int.from_bytes(size, "little"))
-        if tag == b"\x10\0":
-            syntax = data[value].strip(b"\0 ")
-        position = value.stop
-    if syntax == _DEFLATED:
-        stream = zlib.decompressobj(-zlib.MAX_WBITS)
-        stream.decompress(data[position:], MAX_INFLATED_BYTES)
-        if not stream.unconsumed_tail:
-            return
-    elif _DEFLATED not in data[:4096]:
-        return
-    raise SourceError("DICOM_SYNTAX", f"{ref}: deflated, and beyond {MAX_INFLATED_BYTES} bytes or in a damaged header")
 
 
 def _slice_of(ref: FileRef, dataset: Any) -> Slice:
@@ -315,53 +281,3 @@ def _identity_notes(role: str, slices: Sequence[Slice]) -> Iterable[Note]:
         yield Note("SERIES_UID_MISSING", f"{role}: the series UID is empty; the folder's slices were taken as one")
     if any(s.sop_class not in CT_SOP_CLASSES for s in slices):
         yield Note("SERIES_SOP_CLASS", f"{role}: the SOP class is empty or not CT; Modality CT decided")
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether bytes begin like a DICOM file (PS3.10: 128 bytes of preamble, then DICM)."""
-    return data[128:132] == b"DICM"
-
-
-def patient_number(data: bytes) -> int | None:
-    """The N of 3DIRCADb's PatientName `liver_NN^patient`, or None; the name itself goes nowhere."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            name = str(pydicom.dcmread(io.BytesIO(data), specific_tags=["PatientName"]).get("PatientName", ""))
-    except Exception:
-        return None
-    match = re.fullmatch(r"liver_(\d{1,2})\^patient", name)
-    return int(match[1]) if match else None
-
-
-@dataclass(frozen=True)
-class SeriesKey:
-    """What groups slices of a folder into series."""
-
-    uid: str
-    modality: str
-
-
-def peek(ref: FileRef, data: bytes) -> SeriesKey | None:
-    """Series UID and modality of a file's header, or None where it is no DICOM image.
-
-    Raises
-    ------
-    SourceError
-        DICOM_UNREADABLE: it begins like a DICOM file but cannot be parsed; DICOM_SYNTAX: it inflates too far.
-    """
-    if not is_dicom(data):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _check_expansion(ref, data)
-            tags = ["SeriesInstanceUID", "Modality", "Rows"]
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
-            if header.get("Rows") is None:
-                return None
-            return SeriesKey(str(header.get("SeriesInstanceUID") or ""), str(header.get("Modality") or ""))
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError("DICOM_UNREADABLE", f"{ref}: damaged DICOM ({type(error).__name__})") from None

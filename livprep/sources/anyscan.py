@@ -10,7 +10,8 @@ from livprep.cases import Case, FileRef, Rejection, printable
 from livprep.catalog import Catalog
 from livprep.errors import SourceError
 from livprep.formats.archive import Parts, read_bytes
-from livprep.formats.dicom import peek, read_series
+from livprep.formats.dicom import read_series
+from livprep.formats.dicom_header import peek
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import read_nifti, to_hu
 from livprep.sources.found import Files, Found, SourceCase, hu_notes

@@ -11,7 +11,8 @@ from livprep.cases import Case, FileRef, Note, Rejection, printable
 from livprep.catalog import Catalog, IrcadbCase, MaskRole
 from livprep.errors import SourceError
 from livprep.formats.archive import read_bytes
-from livprep.formats.dicom import Series, patient_number, read_series
+from livprep.formats.dicom import Series, read_series
+from livprep.formats.dicom_header import patient_number
 from livprep.formats.hashing import HashingReader
 from livprep.labels import Label
 from livprep.sources.found import Files, Found, SourceCase, hu_notes, prefer_loose

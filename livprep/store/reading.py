@@ -179,6 +179,11 @@ class CaseStore:
         """Patient of the catalogue; the same scan under two names has one patient."""
         return self.meta.patient
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source's voxels; the same scan under two names has one."""
+        return self.meta.fingerprint
+
     @cached_property
     def geometry(self) -> Geometry:
         """The stored grid (prepared, LPS)."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from livprep.division import NO_LABELS, tumor_burden
 from livprep.errors import UsageError
 from livprep.prepare import Preparation
 from livprep.provenance import digest_of
@@ -27,6 +28,8 @@ class TrainingCase(LoaderCase, Protocol):
 
     @property
     def patient(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def label_counts(self) -> dict[str, int] | None: ...
 
@@ -142,7 +145,14 @@ def _split(store: TrainingStore, name: str, say: Say) -> Split:
     labelled = _labelled(store, tuple(store))
     if not labelled:
         raise UsageError("STORE_EMPTY", "the store holds no labelled cases; run `livprep ingest` first")
-    split = make_split({case_id: store[case_id].patient for case_id in labelled}, name=name)
+    cases = {case_id: store[case_id] for case_id in labelled}
+    split = make_split(  # what `livprep split` makes by default
+        {case_id: case.patient for case_id, case in cases.items()},
+        name=name,
+        fingerprints={case_id: case.fingerprint for case_id, case in cases.items()},
+        burden={case_id: tumor_burden(case.label_counts or {}) for case_id, case in cases.items()},
+        unused={case_id: NO_LABELS for case_id in store if case_id not in cases},
+    )
     store.write_split(split)
     say("split: made and recorded as 'default' (by patient, 20 % to validate, seed 0)")
     return split

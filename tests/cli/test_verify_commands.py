@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from livprep.store import open_store
 
 Livprep = Callable[..., object]

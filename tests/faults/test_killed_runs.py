@@ -19,21 +19,25 @@ from livprep.store import is_store, layout, open_store, staging_entries
 
 COMMAND = [sys.executable, "-c", "from livcli.livprep_main import main; main()"]
 
-KILLED_AT = """
+DIES_AT = """
 import itertools, os, pathlib, sys
-count, point = itertools.count(1), int(sys.argv.pop(1))
-def dying(original):
+step, nth, when = sys.argv.pop(1).split(":")
+def dying(original, count=itertools.count(1)):
     def call(*arguments, **options):
-        if next(count) == point:
+        last = next(count) == int(nth)
+        if last and when == "before":
             os._exit(9)
-        return original(*arguments, **options)
+        result = original(*arguments, **options)
+        if last:
+            os._exit(9)
+        return result
     return call
-os.fsync = dying(os.fsync)
-for name in ("rename", "replace", "mkdir"):
-    setattr(pathlib.Path, name, dying(getattr(pathlib.Path, name)))
+owner = os if step == "fsync" else pathlib.Path
+setattr(owner, step, dying(getattr(owner, step)))
 from livcli.livprep_main import main
 main()
 """
+"""The program, killed before or after its n-th fsync, rename, replacement or new folder."""
 
 
 def start(*arguments: object, command: list[str] | None = None) -> subprocess.Popen[str]:
@@ -116,34 +120,49 @@ def test_killed_ten_times_at_random_and_resumed(
     assert resumed(sources, tmp_path / "store") == expected
 
 
-def killed_at(point: int, undisturbed: tuple[Path, dict[str, str]], store: Path) -> None:
+def killed_at(command: str, step: str, undisturbed: tuple[Path, dict[str, str]], store: Path) -> None:
     sources, expected = undisturbed
-    dying = [sys.executable, "-c", KILLED_AT, str(point)]
-    code, _, err = finish(start(*ingest(sources, store), command=dying))
-    assert code in (0, 9), err
+    dying = [sys.executable, "-c", DIES_AT, step]
+    if command == "window":
+        assert finish(start(*ingest(sources, store)))[0] == 0
+    arguments = ingest(sources, store) if command == "ingest" else window(store)
+    code, _, err = finish(start(*arguments, command=dying))
+    assert code == 9, err
     nothing_half_published(store)
-    if code == 0:
-        code, _, err = finish(start(*window(store), command=dying))
-        assert code in (0, 9), err
-        nothing_half_published(store)
     assert resumed(sources, store) == expected
 
 
-@pytest.mark.parametrize("point", [2, 5, 90, 101])
+@pytest.mark.parametrize(
+    ("command", "step"),
+    [
+        ("ingest", "mkdir:2:after"),
+        ("ingest", "replace:2:before"),
+        ("ingest", "rename:2:after"),
+        ("window", "rename:1:after"),
+    ],
+)
 def test_killed_at_chosen_steps_and_resumed(
-    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, point: int
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, command: str, step: str
 ) -> None:
-    """Before the n-th fsync, rename or new folder."""
-    killed_at(point, undisturbed, tmp_path / "store")
+    killed_at(command, step, undisturbed, tmp_path / "store")
+
+
+STEPS = [("ingest", f"rename:{k}:{when}") for k in (1, 2, 3) for when in ("before", "after")]
+STEPS += [("window", f"rename:{k}:{when}") for k in (1, 2, 3) for when in ("before", "after")]
+STEPS += [("ingest", f"replace:{k}:{when}") for k in range(1, 60, 5) for when in ("before", "after")]
+STEPS += [("window", f"replace:{k}:before") for k in range(1, 12)]
+STEPS += [("ingest", f"mkdir:{k}:after") for k in range(1, 40, 3)]
+STEPS += [("ingest", f"fsync:{k}:before") for k in range(1, 400, 15)]
+STEPS += [("window", f"fsync:{k}:before") for k in range(1, 90, 9)]
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("point", range(1, 400, 4))
-def test_killed_at_every_fourth_step_and_resumed(
-    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, point: int
+@pytest.mark.parametrize(("command", "step"), STEPS)
+def test_killed_at_many_steps_and_resumed(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, command: str, step: str
 ) -> None:
-    killed_at(point, undisturbed, tmp_path / "store")
+    killed_at(command, step, undisturbed, tmp_path / "store")
 
 
 def wait_for(condition: object, seconds: float = 60) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from livprep.audit import AuditRequest, plan_audit, run_audit
 from livprep.cases import Finding
 from livprep.store import open_store, remove_case

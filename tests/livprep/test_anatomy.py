@@ -12,6 +12,7 @@ from building import scan
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from livprep.anatomy import doubts
 from livprep.catalog import load_catalog
 from livprep.cohort import IngestRequest, plan_ingest, run_ingest

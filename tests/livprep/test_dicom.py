@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats import dicom
-from livprep.formats.dicom import is_dicom, parse_slice, patient_number, peek, read_series
+from livprep.formats.dicom import parse_slice, read_series
+from livprep.formats.dicom_header import MAX_INFLATED_BYTES, is_dicom, patient_number, peek
 from livprep.formats.hashing import HashingReader
 
 
@@ -133,7 +133,7 @@ def deflated(dataset: pydicom.Dataset) -> bytes:
 def test_a_small_file_that_inflates_to_much_is_refused_unread(read: Callable[[FileRef, bytes], object]) -> None:
     dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
     assert read(REF, deflated(dataset)) is not None
-    dataset.add_new(0x00091010, "OB", bytes(dicom.MAX_INFLATED_BYTES))
+    dataset.add_new(0x00091010, "OB", bytes(MAX_INFLATED_BYTES))
     data = deflated(dataset)
     assert len(data) < 100_000
     with pytest.raises(SourceError, match="image_0: deflated, and beyond 67108864 bytes") as caught:

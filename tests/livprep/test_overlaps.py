@@ -1,4 +1,4 @@
-"""The same scan under another name is found from its voxels, whatever was done to orientation, header, file or range."""
+"""The same scan under another name is found from its voxels, whatever its orientation, header, file or range."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from building import nifti_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+
 from livprep.catalog import load_catalog
 from livprep.division import store_overlaps
 from livprep.fingerprint import fingerprint
@@ -89,15 +90,19 @@ def test_header_and_file_form_do_not_matter(
 
 def test_patients_differ(hu: np.ndarray) -> None:
     """Also two reconstructions of one patient, and one slice less."""
-    others = [make_phantom(hu.shape, (6.0, 8.0, 9.0), patient=f"q{k}", seed=1).hu for k in range(4)]
-    prints = {fingerprint(each) for each in [hu, *others, hu[1:], make_phantom(hu.shape, (6.0, 8.0, 9.0), patient="p", seed=2).hu]}  # fmt: skip
+    spacing = (6.0, 8.0, 9.0)
+    others = [make_phantom(hu.shape, spacing, patient=f"q{k}", seed=1).hu for k in range(4)]
+    again = make_phantom(hu.shape, spacing, patient="p", seed=2).hu
+    prints = {fingerprint(each) for each in (hu, hu[1:], again, *others)}
     assert len(prints) == 7
 
 
 # --- pairs
 
 names = st.dictionaries(
-    st.integers(0, 99).map(lambda n: f"c{n:02d}"), st.tuples(st.sampled_from("pqrs"), st.sampled_from("abcd")), min_size=1
+    st.integers(0, 99).map(lambda n: f"c{n:02d}"),
+    st.tuples(st.sampled_from("pqrs"), st.sampled_from("abcd")),
+    min_size=1,
 )
 
 
@@ -105,7 +110,9 @@ names = st.dictionaries(
 def test_every_pair_with_a_common_patient_or_fingerprint_is_named_once(cases: dict[str, tuple[str, str]]) -> None:
     found = find_overlaps({k: v[0] for k, v in cases.items()}, {k: v[1] for k, v in cases.items()})
     expected = {
-        (a, b) for a, b in itertools.combinations(sorted(cases), 2) if any(x == y for x, y in zip(cases[a], cases[b], strict=True))
+        (a, b)
+        for a, b in itertools.combinations(sorted(cases), 2)
+        if any(x == y for x, y in zip(cases[a], cases[b], strict=True))
     }
     assert [(pair.a, pair.b) for pair in found] == sorted(expected)
 
@@ -115,9 +122,7 @@ def test_evidence_says_what_agrees_and_what_does_not() -> None:
     prints = {"ircadb-01": "aa", "lits-028": "bb", "lits-029": "cc", "mine": "aa", "z": "zz"}
     assert find_overlaps(patients, prints) == [
         Duplicate("ircadb-01", "lits-028", "voxels: HU histograms differ; catalogue: one patient, ircadb-01"),
-        Duplicate(
-            "ircadb-01", "mine", "voxels: equal HU histograms (aa); catalogue: two patients, ircadb-01 and mine"
-        ),
+        Duplicate("ircadb-01", "mine", "voxels: equal HU histograms (aa); catalogue: two patients, ircadb-01 and mine"),
     ]
 
 

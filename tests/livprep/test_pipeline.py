@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -102,9 +103,9 @@ def test_a_fault_of_the_store_ends_the_run(tmp_path: Path) -> None:
 def test_workers_run_every_job_and_a_poison_case_is_set_aside(tmp_path: Path) -> None:
     before = set(psutil.Process().children(recursive=True))
     receipts = {receipt.case: receipt for receipt in run_jobs(tasks(tmp_path, "", "exit", "", "listen", ""), 2)}
-    assert {name: receipt.status for name, receipt in receipts.items()} == {
-        "case-0": "published", "case-1": "rejected", "case-2": "published", "case-3": "published", "case-4": "published",
-    }  # fmt: skip
+    assert {name for name, receipt in receipts.items() if receipt.status == "published"} == {
+        f"case-{k}" for k in (0, 2, 3, 4)
+    }
     assert (receipts["case-1"].code, receipts["case-1"].detail) == (
         "WORKER_LOST",
         "case-1: its worker process died twice",
@@ -129,6 +130,14 @@ def resource_trackers() -> set[psutil.Process]:
     }
 
 
+def test_a_taken_dashboard_port_is_no_matter(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # somebody else has it, which serves as well
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        assert len(list(run_jobs(tasks(tmp_path, "", ""), 2))) == 2  # a warning would be an error here
+
+
 @pytest.mark.parametrize("deed", ["store", "disk"])
 def test_a_fault_of_store_or_disk_in_a_worker_ends_the_run(tmp_path: Path, deed: str) -> None:
     with pytest.raises(OSError, match=r"the store is gone|No space left on device") as caught:
@@ -148,7 +157,7 @@ def test_a_running_scheduler_can_be_used(tmp_path: Path) -> None:
         processes=False,
         protocol="tcp",
         host=pipeline.LOOPBACK,
-        dashboard_address=None,
+        dashboard_address=f"{pipeline.LOOPBACK}:0",
         worker_dashboard_address=None,
     ) as cluster:
         receipts = list(run_jobs(tasks(tmp_path, "", ""), 1, scheduler=cluster.scheduler_address))

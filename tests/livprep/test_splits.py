@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,15 +17,23 @@ cohorts = st.dictionaries(
     st.integers(0, 200).map(lambda n: f"case-{n:03d}"), st.integers(0, 30).map(lambda n: f"patient-{n:02d}"), min_size=1
 )
 shares = st.floats(0, 0.99)
+T = TypeVar("T")
+
+
+def tried(make: Callable[[], T]) -> T | UsageError:
+    """What `make` returns, or the error with which it refuses."""
+    try:
+        return make()
+    except UsageError as error:
+        return error
 
 
 @given(cohorts, shares, shares, st.integers(0, 5))
 def test_no_patient_lies_on_two_sides(patients: dict[str, str], val: float, test: float, seed: int) -> None:
-    try:
-        split = make_split(patients, val_fraction=val, test=test, seed=seed)
-    except UsageError as error:
-        assert error.code == "SPLIT_INVALID"
-        assert "nothing is left for training" in error.message
+    split = tried(lambda: make_split(patients, val_fraction=val, test=test, seed=seed))
+    if isinstance(split, UsageError):
+        assert split.code == "SPLIT_INVALID"
+        assert "nothing is left for training" in split.message
         return
     assert sorted(split.case_ids) == sorted(patients)
     assert split.train
@@ -126,10 +137,9 @@ def connected(patients: dict[str, str], fingerprints: dict[str, str]) -> list[se
 @given(cohorts, prints, shares, shares, st.integers(0, 5))
 def test_no_scan_lies_on_two_sides(patients: dict, fingerprints: dict, val: float, test: float, seed: int) -> None:
     facts = {"fingerprints": fingerprints, "burden": {case: len(case) % 7 / 7 for case in patients}}
-    try:
-        split = make_split(patients, val_fraction=val, test=test, seed=seed, **facts)
-    except UsageError as error:
-        assert "nothing is left for training" in error.message
+    split = tried(lambda: make_split(patients, val_fraction=val, test=test, seed=seed, **facts))
+    if isinstance(split, UsageError):
+        assert "nothing is left for training" in split.message
         return
     assert make_split(patients, val_fraction=val, test=test, seed=seed, **facts) == split
     assert sorted(split.case_ids) == sorted(patients) == list(split.reasons)
@@ -146,10 +156,9 @@ def test_no_scan_lies_on_two_sides(patients: dict, fingerprints: dict, val: floa
 def test_each_patient_validates_in_exactly_one_fold(
     patients: dict, fingerprints: dict, count: int, seed: int, test: float
 ) -> None:
-    try:
-        folds = make_folds(patients, count, test=test, seed=seed, fingerprints=fingerprints)
-    except UsageError as error:
-        assert f"{count} folds of" in error.message
+    folds = tried(lambda: make_folds(patients, count, test=test, seed=seed, fingerprints=fingerprints))
+    if isinstance(folds, UsageError):
+        assert f"{count} folds of" in folds.message
         return
     assert [fold.name for fold in folds] == [f"default-fold{k}" for k in range(count)]
     assert len({fold.test for fold in folds}) == 1
@@ -255,10 +264,9 @@ def test_a_hand_made_split_is_accepted_exactly_if_no_group_is_divided(
     sides = {side: [case for case in side_of if side_of[case] == side] for side in SIDES}
     groups = connected(patients, fingerprints)  # a case on no side may still show that two patients are one
     leaks = any(len({side_of[case] for case in group} - {""}) > 1 for group in groups)
-    try:
-        split = given_split(sides, patients, name="s", fingerprints=fingerprints)
-    except UsageError as error:
-        assert leaks or not sides["train"], error.message
+    split = tried(lambda: given_split(sides, patients, name="s", fingerprints=fingerprints))
+    if isinstance(split, UsageError):
+        assert leaks or not sides["train"], split.message
     else:
         assert not leaks
         assert set(split.reasons) == set(patients)

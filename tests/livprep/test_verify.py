@@ -13,6 +13,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from livprep.audit import AuditRequest, plan_audit, run_audit
 from livprep.cases import Finding
 from livprep.cohort import IngestRequest, plan_ingest, plan_windows, run_ingest, run_windows
@@ -23,6 +24,7 @@ from livprep.store import layout, open_store, remove_window
 from livprep.windows import Window
 
 CASE = "ircadb-01"
+SHARD = "hu/scale0/image/c/0/0/0"
 
 
 def verified(store: Path, *sources: Path, deep: bool = False, **options: object) -> list[Finding]:
@@ -89,9 +91,9 @@ def test_all_profiles_and_resampled_stores_are_whole(phantom_ircadb: Path, tmp_p
 @pytest.mark.parametrize(
     ("deed", "code", "detail"),
     [
-        (lambda case: (case / "hu/scale0/image/c/0/0/0").unlink(), "STORE_FILE_MISSING", "hu/scale0/image/c/0/0/0 is m"),
+        (lambda case: (case / SHARD).unlink(), "STORE_FILE_MISSING", f"{SHARD} is missing"),
         (lambda case: (case / "hu/manifest.json").unlink(), "STORE_FILE_MISSING", "hu/manifest.json is missing"),
-        (lambda case: (case / "train/packed/extra").write_bytes(b"1"), "STORE_FILE_EXTRA", "train/packed/extra is not in"),
+        (lambda case: (case / "train/packed/extra").write_bytes(b"1"), "STORE_FILE_EXTRA", "train/packed/extra is not"),
         (lambda case: (case / "note.txt").write_bytes(b"1"), "STORE_FILE_EXTRA", "note.txt belongs to no component"),
         (lambda case: os.truncate(case / "train/packed/c/0/0/0", 9), "STORE_SIZE", "has 9 bytes, expected "),
         (lambda case: (case / "index/manifest.json").write_text("[1"), "STORE_MANIFEST", "cannot be read (JSONDecodeE"),
@@ -271,7 +273,12 @@ def change_array(path: Path, at: tuple[int, ...] = (1, 2, 3)) -> None:
     ("component", "array", "code", "detail"),
     [
         ("train", "packed", "STORE_PACKED", "1 voxels from slice 0 are not their HU and label"),
-        ("windows/wl40_ww220", "scale0/image", "STORE_WINDOW", "wl40_ww220: 1 voxels from slice 0 are not WL 40 WW 220"),
+        (
+            "windows/wl40_ww220",
+            "scale0/image",
+            "STORE_WINDOW",
+            "wl40_ww220: 1 voxels from slice 0 are not WL 40 WW 220",
+        ),
     ],
 )
 def test_derived_arrays_follow_from_hu_and_labels(
@@ -361,7 +368,9 @@ def test_any_text_for_any_metadata_file_is_a_finding(store_copy: Path, data: st.
     files = sorted((store_copy / "cases" / CASE).rglob("*.json"))
     path = data.draw(st.sampled_from(files))
     kept = path.read_bytes()
-    path.write_bytes(data.draw(st.sampled_from([b"", b"{}", b"[]", b"3", b"null", b'{"attributes": 3}', b"\xff", b'"a"'])))
+    path.write_bytes(
+        data.draw(st.sampled_from([b"", b"{}", b"[]", b"3", b"null", b'{"attributes": 3}', b"\xff", b'"a"']))
+    )
     try:
         assert any(finding.severity == "error" for finding in verified(store_copy, deep=True))
     finally:

@@ -30,6 +30,7 @@ class FakeCase:
         patient: str | None = None,
     ) -> None:
         self.case_id, self.patient, self.dataset = case_id, patient or case_id, "fake"
+        self.fingerprint = f"voxels of {case_id}"
         self.geometry = self.source_geometry = Geometry(hu.shape, spacing_mm)
         self.shape_zyx = hu.shape
         self.windows = bank

@@ -366,3 +366,21 @@ def test_a_structure_that_no_held_out_case_has_is_not_scored(tmp_path: Path) -> 
     assert load_checkpoint(tmp_path).step == 4
     both = fit(store, _settings("stage=multiclass", "steps=4"), tmp_path / "both", say=lines.append)
     assert both.best_val_dice is not None
+
+
+def test_the_default_split_is_that_of_the_split_command(tmp_path: Path) -> None:
+    """A store divided by `fit` must not differ from one divided by `livprep split` with its defaults."""
+    from livprep.cohort import IngestRequest, plan_ingest, run_ingest
+    from livprep.division import SplitRequest, divide
+    from livprep.store import open_store
+    from livprep.synthesis import write_phantoms
+    from livtrain.trainer.plan import make_plan
+
+    write_phantoms(tmp_path / "data", "both", cases=3, seed=0, size=32)
+    sources = (tmp_path / "data" / "ircadb", tmp_path / "data" / "lits")
+    store = tmp_path / "liver.zarr"
+    list(run_ingest(plan_ingest(IngestRequest(sources, store, workers=1))))
+    settings = resolve(preset="fast-cpu", options={"windows": "hu:40/220"}, fallback_preset="fast-cpu")
+    make_plan(open_store(store), settings, lambda _: None)
+    made = open_store(store).read_split("default")
+    assert made == divide(SplitRequest(store))[0]

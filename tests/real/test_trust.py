@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from livprep.anatomy import doubts
 from livprep.audit import AuditRequest, plan_audit, run_audit
 from livprep.catalog import load_catalog
