@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -207,8 +208,7 @@ def test_two_ingests_at_once_make_one_store(undisturbed: tuple[Path, dict[str, s
 
 
 def test_a_reader_of_a_pipe_may_go_away(small_store: Path) -> None:
-    program = "from livcli.livprep_main import main; main()"
-    shell = f"{sys.executable} -c '{program}' info --store {small_store} --json | head -n 1"
+    shell = f"{shlex.join([*COMMAND, 'info', '--store', str(small_store), '--json'])} | head -n 1"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False, timeout=60
     )
