@@ -153,7 +153,7 @@ STEPS += [("window", f"rename:{k}:{when}") for k in (1, 2, 3) for when in ("befo
 STEPS += [("ingest", f"replace:{k}:{when}") for k in range(1, 60, 5) for when in ("before", "after")]
 STEPS += [("window", f"replace:{k}:before") for k in range(1, 12)]
 STEPS += [("ingest", f"mkdir:{k}:after") for k in range(1, 40, 3)]
-STEPS += [("ingest", f"fsync:{k}:before") for k in range(1, 400, 15)]
+STEPS += [("ingest", f"fsync:{k}:before") for k in range(1, 290, 15)]
 STEPS += [("window", f"fsync:{k}:before") for k in range(1, 90, 9)]
 
 
