@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from typing import NoReturn
 
 import click
 
@@ -49,15 +51,17 @@ class LazyGroup(click.Group):
 def run(group: click.Group, program: str) -> None:
     """Run a command line and exit with the code that commands.md gives."""
     signal.signal(signal.SIGTERM, _stop)
+    # A stopped run abandons what zarr's own thread is writing; what asyncio says about that is noise.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         result = group.main(prog_name=program, standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except _Stopped as stop:
+        _leave(stop.signum)
+    except (click.Abort, KeyboardInterrupt):
+        _leave(signal.SIGINT)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -93,6 +97,20 @@ def _say(program: str, code: str, message: str, remedy: str) -> None:
     click.echo(f"{program}: {code}: {line}. {remedy}".rstrip(), err=True)
 
 
+class _Stopped(SystemExit):
+    """A signal as an exit instead of the default death, so that staged work is removed on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
 def _stop(signum: int, frame: object) -> None:
-    # An exit instead of the default death, so that staged work is removed on the way out.
-    sys.exit(128 + signum)
+    raise _Stopped(signum)
+
+
+def _leave(signum: int) -> NoReturn:
+    """End at once: everything is cleaned up, and the finalizers of zarr's and Dask's threads would print tracebacks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signum)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,16 @@ def staged(store: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _remove_tree(folder)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Delete a folder for good; in a run that is stopped zarr's own thread may still write into it for a moment."""
+    for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

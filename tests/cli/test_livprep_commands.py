@@ -610,6 +610,7 @@ def test_interrupts_and_closed_pipes_are_silent(
 
     monkeypatch.setattr(stores, "open_store", broken(error))
     monkeypatch.setattr(sys.stderr, "close", lambda: None)
+    monkeypatch.setattr("livcli.lazy.os._exit", sys.exit)
     outcome = livprep("info", "--store", small_store)
     assert (outcome.code, outcome.out, outcome.err.strip()) == (exit_code, "", "")
 

@@ -193,6 +193,7 @@ def test_stopped_runs_exit_with_their_code_and_leave_nothing(
     ended, _, err = finish(process)
     assert ended == code, err
     assert "Traceback" not in err, err
+    assert "Exception ignored" not in err, err
     wait_for(lambda: not any(member.is_running() and member.status() != "zombie" for member in family))
     wait_for(lambda: not staging_entries(store))
     nothing_half_published(store)

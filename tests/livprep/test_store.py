@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -478,6 +479,28 @@ def test_staging_of_killed_runs_is_unseen_and_collected(store: Path) -> None:
     shutil.rmtree(store / ".staging")
     assert staging_entries(store) == []
     assert publish_case(store, content("lits-002"), "balanced") > 0
+
+
+def test_staged_folders_go_although_a_thread_still_writes_into_them(store: Path) -> None:
+    """As zarr's own thread does for a moment in a run that is stopped."""
+    stopping, written = threading.Event(), threading.Event()
+
+    def write(folder: Path) -> None:
+        for k in range(200):
+            with contextlib.suppress(OSError):
+                folder.mkdir(exist_ok=True)
+                (folder / str(k)).write_bytes(b"x")
+            written.set()
+            if stopping.is_set() and k > 20:
+                return
+
+    with layout.staged(store, "case") as folder:
+        thread = threading.Thread(target=write, args=(folder,))
+        thread.start()
+        written.wait()
+        stopping.set()
+    thread.join()
+    assert staging_entries(store) == []
 
 
 def test_removing_a_case(store_copy: Path) -> None:
