@@ -135,6 +135,8 @@ def peek(ref: FileRef, data: bytes) -> SeriesKey | None:
         tags = ["SeriesInstanceUID", "Modality", "Rows", "ImageType", "SOPClassUID", "ImagePositionPatient"]
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
         if header.get("Rows") is None:
+            if CT_SOP_CLASSES & {str(header.file_meta.get("MediaStorageSOPClassUID")), str(header.get("SOPClassUID"))}:
+                raise SourceError("DICOM_UNREADABLE", f"{ref}: a CT image without Rows, cut or damaged")
             return None
         captured = str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
         return SeriesKey(

@@ -259,6 +259,102 @@ def test_other_rows() -> None:
     fault("SERIES_SHAPE", r"image_3: \(7, 5\) pixels, expected \(6, 5\)", files)
 
 
+def counted(files: list[bytes], images: int, first: int = 0) -> list[bytes]:
+    return [edited(data, InstanceNumber=first + k, ImagesInAcquisition=images) for k, data in enumerate(files)]
+
+
+@pytest.mark.parametrize(("first", "images"), [(0, 5), (1, 5), (2, 5), (1, 90)])
+def test_a_missing_end_shows_where_the_header_counts_the_slices(first: int, images: int) -> None:
+    files = counted(series(), images, first)
+    fault("SERIES_INCOMPLETE", f"image: 4 slices, but the header counts {images}; one end is missing", files)
+
+
+@pytest.mark.parametrize(("first", "images"), [(267, 400), (40, 3)])
+def test_a_part_of_a_counted_series_is_noted_alone(first: int, images: int) -> None:
+    (note,) = assembled(counted(series(), images, first)).notes
+    assert (note.code, note.detail) == ("SERIES_COUNT", f"image: 4 slices, the header counts {images}")
+
+
+def test_every_second_slice() -> None:
+    files = [edited(plain_slice(k), SliceThickness="2") for k in (0, 2, 4)]
+    fault("SERIES_INCOMPLETE", "only every 2. slice is there: .* slices lie 4 mm apart, expected 2 mm", files)
+
+
+def test_numbers_that_do_not_follow_the_positions() -> None:
+    files = [edited(data, InstanceNumber=number) for data, number in zip(series(), (0, 1, 5, 6), strict=True)]
+    assert [note.code for note in assembled(files).notes] == ["SERIES_NUMBERING"]
+
+
+def test_a_slice_that_leaps_by_its_rescale() -> None:
+    files = series()
+    files[1] = edited(files[1], RescaleIntercept="1024")
+    fault("SERIES_RESCALE", "image_1: slope 1 and intercept 1024 make it leap .* expected 1 and 0", files)
+
+
+def test_slices_on_scales_of_their_own_are_legal() -> None:
+    files = [
+        edited(plain_slice(k, np.full((6, 5), 100 + k, np.int16)), RescaleIntercept=str(-100 - k)) for k in range(4)
+    ]
+    result = assembled(files)
+    assert [note.code for note in result.notes] == ["SERIES_RESCALE_VARIES"]
+    assert not result.hu.any()
+
+
+def test_another_frame_of_reference() -> None:
+    files = [edited(data, FrameOfReferenceUID=f"2.25.{k // 2}") for k, data in enumerate(series())]
+    fault("SERIES_FRAME_OF_REFERENCE", "image: its slices have several frames of reference", files)
+
+
+def test_another_modality() -> None:
+    fault("SERIES_MODALITY", "image_0: the modality is not CT", [edited(plain_slice(), Modality="MR")])
+
+
+def test_localizers_alone(tmp_path) -> None:
+    (tmp_path / "image_0").write_bytes(edited(plain_slice(), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    with pytest.raises(SourceError, match="image: found only localizers") as caught:
+        read_series(HashingReader(), "image", [FileRef(str(tmp_path / "image_0"))])
+    assert caught.value.code == "SERIES_INCOMPLETE"
+
+
+def padded(k: int, intercept: str) -> bytes:
+    pixels = np.full((6, 5), -500, np.int16)
+    pixels[0] = -2000
+    dataset = pydicom.dcmread(io.BytesIO(edited(plain_slice(k, pixels), RescaleIntercept=intercept)))
+    dataset.add_new(0x00280120, "SS", -2000)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_padding_is_kept_and_said() -> None:
+    files = [padded(k, "-1024") for k in range(2)]
+    result = assembled(files)
+    assert [str(n) for n in result.notes] == [
+        "SERIES_PADDING: image: 10 padding voxels of -3024 HU are kept as they are"
+    ]
+    assert (result.hu[:, 0] == -3024).all()
+    air = [padded(k, "976") for k in range(2)]
+    assert assembled(air).notes == ()  # padding of -1024 HU is air to every reader
+
+
+def test_stored_bits_may_lie_at_the_top() -> None:
+    data = plain_slice(0, np.array([[0x7FF7, -16, 0x0010]], np.int16))
+    assert pixels_of(edited(data, BitsStored=12, HighBit=15)).tolist() == [[2047, -1, 1]]
+    fault("PIXELDATA_BITS", "17 bits up to bit 16 of 16", [edited(plain_slice(), BitsStored=17, HighBit=16)])
+
+
+def test_8_bit_words_of_big_endian_are_swapped() -> None:
+    """PS3.5, 8.2 and A.3: OW of 8 allocated bits travels as 16-bit words."""
+    mask = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    dataset = pydicom.dcmread(io.BytesIO(plain_slice(0, mask)))
+    dataset.PixelData = mask.reshape(-1, 2)[:, ::-1].tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue()), mask)
+
+
 def test_two_series_in_one_folder() -> None:
     files = series()
     files[3] = edited(files[3], SeriesInstanceUID="2.25.8")
@@ -292,6 +388,7 @@ def test_unusable_geometry_tags(keyword: str, value: object) -> None:
         ({"BitsAllocated": 32}, "found 32 bits"),
         ({"BitsAllocated": 1}, "found 1 bits"),
         ({"SamplesPerPixel": 3}, "expected one sample"),
+        ({"RescaleSlope": "0"}, "RescaleSlope is 0"),
         ({"SliceThickness": ""}, "a single slice without SliceThickness"),
         ({"SliceThickness": "0"}, "a single slice without SliceThickness"),
         ({"SliceThickness": "nan"}, "a single slice without SliceThickness"),
@@ -376,7 +473,10 @@ def test_peek_tells_series_and_modality() -> None:
     assert key is not None
     assert (key.uid, key.modality) == ("2.25.7", "MR")
     assert peek(REF, b"text") is None
-    assert peek(REF, edited(plain_slice(), Rows=None)) is None
+    report = edited(plain_slice(), Rows=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
+    assert peek(REF, report.replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.840.10008.5.1.4.1.1.8\0")) is None
+    with pytest.raises(SourceError, match="a CT image without Rows"):
+        peek(REF, edited(plain_slice(), Rows=None))
     assert is_dicom(plain_slice())
     assert not is_dicom(b"DICM")
 
