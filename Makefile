@@ -44,6 +44,7 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench_ingest
+	$(BIN)/python -m benchmarks.bench_series_faults
 
 clean:
 	rm -rf "$(VENV)" "$(DEMO)"

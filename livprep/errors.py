@@ -218,15 +218,48 @@ CODES: dict[str, CodeInfo] = {
     ),
     "PIXELDATA_SHORT": CodeInfo("A slice holds fewer pixel bytes than its header says.", "Download it again.", _CASE),
     "PIXELDATA_MISSING": CodeInfo("A slice has no pixel data.", "Download it again.", _CASE),
+    "PIXELDATA_BITS": CodeInfo("Stored and allocated bits contradict each other.", "Check the source.", _CASE),
+    "PIXELDATA_CODEC": CodeInfo("The compressed pixel data of a slice are damaged.", "Download it again.", _CASE),
     "SERIES_TAG": CodeInfo("A slice lacks a tag that geometry or HU need.", "Check the source.", _CASE),
     "SERIES_MIXED": CodeInfo("The folder holds slices of more than one series.", "Keep one series a folder.", _CASE),
     "SERIES_SHAPE": CodeInfo("Slices of a series differ in rows or columns.", "Check the source.", _CASE),
     "SERIES_SPACING": CodeInfo("Slices of a series differ in pixel spacing.", "Check the source.", _CASE),
     "SERIES_ORIENTATION": CodeInfo("Slices of a series differ in orientation.", "Check the source.", _CASE),
-    "SERIES_TILT": CodeInfo(
-        "Slice positions do not lie along the slice normal (gantry tilt or shift).", "Resample first.", _CASE
+    "SERIES_MODALITY": CodeInfo("A slice of the scan is of another modality than CT.", "Keep CT alone.", _CASE),
+    "SERIES_FRAMES": CodeInfo(
+        "A file of many frames does not say where each of them lies.", "Export the series again.", _CASE
     ),
+    "SERIES_FRAME_OF_REFERENCE": CodeInfo(
+        "Slices of a series have different frames of reference: the patient moved between them.",
+        "Keep slices of one frame of reference.",
+        _CASE,
+    ),
+    "SERIES_TILT": CodeInfo(
+        "Slice positions shear away from the slice normal (gantry tilt).", "Resample it upright first.", _CASE
+    ),
+    "SERIES_TILT_STATED": CodeInfo(
+        "A gantry tilt is stated, but the slices lie straight; the positions are used.", "Look at the case.", 0
+    ),
+    "SERIES_SHIFT": CodeInfo("Single slices lie beside where the others put them.", "Check the source.", _CASE),
     "SERIES_GAP": CodeInfo("Slices are missing or unevenly spaced.", "Download the series again.", _CASE),
+    "SERIES_RESCALE": CodeInfo(
+        "A slice has another slope or intercept than the others, and leaps from its neighbors by it.",
+        "Check the source.",
+        _CASE,
+    ),
+    "SERIES_RESCALE_VARIES": CodeInfo(
+        "Slope or intercept differ between slices; each slice is rescaled by its own.", "Nothing to do.", 0
+    ),
+    "SERIES_NUMBERING": CodeInfo(
+        "InstanceNumber does not follow the slices, whose positions are even.", "Nothing to do.", 0
+    ),
+    "SERIES_COUNT": CodeInfo(
+        "The series has another number of slices than its header counts.", "Check that the series is whole.", 0
+    ),
+    "SERIES_LOCALIZER": CodeInfo("Localizers lie among the slices; they are not used.", "Nothing to do.", 0),
+    "SERIES_PADDING": CodeInfo(
+        "Voxels outside the field of view hold a padding value; it is kept.", "Choose windows that saturate it.", 0
+    ),
     "SERIES_DUPLICATE": CodeInfo("Two slices lie at one position.", "Remove the duplicate.", _CASE),
     "SERIES_INCOMPLETE": CodeInfo("The series has fewer slices than it should.", "Download it again.", _CASE),
     "SERIES_UID_MISSING": CodeInfo("The series UID is empty; slices were grouped by folder.", "Nothing to do.", 0),

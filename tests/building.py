@@ -16,7 +16,8 @@ import pydicom
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.dicom import Series, Slice, assemble, parse_slice
+from livprep.formats.dicom import Series, assemble
+from livprep.formats.dicom_slice import Slice, parse_slices
 from livprep.formats.dicom_write import SeriesHeader
 from livprep.formats.nifti_write import nifti_header
 from livprep.geometry import Geometry
@@ -62,7 +63,14 @@ def edited(data: bytes, **changes: Any) -> bytes:
 
 def parsed(files: Iterable[bytes]) -> list[Slice]:
     """Slices of files that are named image_0, image_1 ... in the order given."""
-    return [parse_slice(FileRef(f"/scan/image_{k}"), data) for k, data in enumerate(files)]
+    refs = ((FileRef(f"/scan/image_{k}"), data) for k, data in enumerate(files))
+    return [entry for ref, data in refs for entry in parse_slices(ref, data)]
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    """HU of one slice, `(rows, columns)`."""
+    (entry,) = parse_slices(REF, data)
+    return entry.pixels.decode()[0]
 
 
 def assembled(files: Iterable[bytes]) -> Series:

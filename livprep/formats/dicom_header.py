@@ -10,9 +10,13 @@ import logging
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pydicom
+from pydicom.errors import InvalidDicomError
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
@@ -22,8 +26,36 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 MAX_INFLATED_BYTES = 64 << 20
 """Twice the largest slice of 16 bits."""
+ENHANCED_SOP_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+}
+"""Enhanced CT, legacy converted enhanced CT: many frames a file, described by functional groups."""
+CT_SOP_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", *ENHANCED_SOP_CLASSES}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LONG_FORM = (b"OB", b"OW", b"UN", b"SQ", b"UT")
+
+
+@contextmanager
+def guarded(ref: FileRef) -> Iterator[None]:
+    """Turn whatever pydicom raises on damaged bytes into DICOM_UNREADABLE, and silence its warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's warnings quote values
+            yield
+    except (SourceError, MemoryError):
+        raise
+    except InvalidDicomError as error:
+        raise SourceError("DICOM_UNREADABLE", f"{ref}: no DICOM file (preamble and DICM missing)") from error
+    except Exception as error:  # pydicom raises almost anything
+        raise SourceError("DICOM_UNREADABLE", f"{ref}: damaged DICOM ({type(error).__name__})") from None
+
+
+def is_localizer(image_type: Any) -> bool:
+    """Whether ImageType or FrameType names a scout view (value 3, PS3.3 C.8.2.1.1.1); some write it elsewhere."""
+    values = [image_type] if isinstance(image_type, str) else image_type or ()
+    return any(str(value).strip().upper() in ("LOCALIZER", "SCOUT") for value in values)
 
 
 def check_expansion(ref: FileRef, data: bytes) -> None:
@@ -70,14 +102,26 @@ def patient_number(data: bytes) -> int | None:
 
 @dataclass(frozen=True)
 class SeriesKey:
-    """What groups slices of a folder into series."""
+    """What groups slices of a folder into series, and what sets them aside.
+
+    Parameters
+    ----------
+    uid, modality
+        Of the header, empty where it has none.
+    localizer
+        A scout view.
+    placed
+        Whether it says where it lies; screen captures do not.
+    """
 
     uid: str
     modality: str
+    localizer: bool = False
+    placed: bool = True
 
 
 def peek(ref: FileRef, data: bytes) -> SeriesKey | None:
-    """Series UID and modality of a file's header, or None where it is no DICOM image.
+    """What a file's header says of its series, or None where it is no DICOM image.
 
     Raises
     ------
@@ -86,16 +130,18 @@ def peek(ref: FileRef, data: bytes) -> SeriesKey | None:
     """
     if not is_dicom(data):
         return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_expansion(ref, data)
-            tags = ["SeriesInstanceUID", "Modality", "Rows"]
-            header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
-            if header.get("Rows") is None:
-                return None
-            return SeriesKey(str(header.get("SeriesInstanceUID") or ""), str(header.get("Modality") or ""))
-    except SourceError:
-        raise
-    except Exception as error:
-        raise SourceError("DICOM_UNREADABLE", f"{ref}: damaged DICOM ({type(error).__name__})") from None
+    with guarded(ref):
+        check_expansion(ref, data)
+        tags = ["SeriesInstanceUID", "Modality", "Rows", "ImageType", "SOPClassUID", "ImagePositionPatient"]
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+        if header.get("Rows") is None:
+            if CT_SOP_CLASSES & {str(header.file_meta.get("MediaStorageSOPClassUID")), str(header.get("SOPClassUID"))}:
+                raise SourceError("DICOM_UNREADABLE", f"{ref}: a CT image without Rows, cut or damaged")
+            return None
+        captured = str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
+        return SeriesKey(
+            str(header.get("SeriesInstanceUID") or ""),
+            str(header.get("Modality") or ""),
+            localizer=is_localizer(header.get("ImageType")),
+            placed="ImagePositionPatient" in header or not captured,
+        )

@@ -24,10 +24,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 def find(files: Files, catalog: Catalog) -> Found:
     """Take NIfTI files by name, and group everything else that is DICOM by folder and series UID.
 
-    Series of another modality are ignored; a folder with files that cannot be opened is rejected once.
+    Series of another modality, localizers and screen captures are ignored; a folder with files that cannot be
+    opened is rejected once.
     """
     found = Found()
     series: dict[tuple[Parts, str], list[FileRef]] = defaultdict(list)
+    scouts: dict[tuple[Parts, str], int] = defaultdict(int)
     ignored: dict[tuple[Parts, str], Rejection] = {}
     faulty: dict[Parts, Rejection] = {}
     taken: set[str] = set()
@@ -42,10 +44,16 @@ def find(files: Files, catalog: Catalog) -> Found:
         except SourceError as error:
             faulty.setdefault(parts[:-1], Rejection(where, error.code, error.message))
             continue
-        if key is not None and key.modality == "CT":
+        if key is not None and key.modality == "CT" and key.placed:
             series[parts[:-1], key.uid].append(ref)
+            scouts[parts[:-1], key.uid] += key.localizer
         elif key is not None:
-            ignored[parts[:-1], key.uid] = Rejection(where, "", "the modality is not CT")
+            reason = "a screen capture, no slice" if key.modality == "CT" else "the modality is not CT"
+            ignored[parts[:-1], key.uid] = Rejection(where, "", reason)
+    for (folder, uid), count in scouts.items():
+        if count == len(series[folder, uid]):
+            del series[folder, uid]
+            ignored[folder, uid] = Rejection(printable(str(Path(*folder))), "", "localizers, no slices")
     found.rejected, found.ignored = list(faulty.values()), list(ignored.values())
     per_folder: dict[Parts, int] = defaultdict(int)
     for folder, _ in series:

@@ -126,11 +126,12 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     """Read scan and masks; label = tumor where any tumor mask is set, else liver where the liver mask is set."""
     scan = read_series(reader, "image", case.image)
     notes = [*case.notes, *scan.notes, *hu_notes(case.case_id, scan.hu)]
+    listed = catalog.ircadb.case(case.number)
     labels = np.zeros(scan.geometry.shape_zyx, dtype=np.uint8)
     outside = 0
     roles = {name: catalog.ircadb.classify(name) for name, _ in case.masks}
     for name, refs in sorted(case.masks, key=lambda entry: roles[entry[0]] is not MaskRole.LIVER):  # liver first
-        mask = _mask(case, name, refs, scan, reader)
+        mask = _mask(case, name, refs, scan, listed, reader)
         if roles[name] is MaskRole.LIVER:
             labels[mask] = Label.LIVER
         else:
@@ -138,7 +139,6 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
             labels[mask] = Label.TUMOR
     if outside:
         notes.append(Note("MASK_OUTSIDE_LIVER", f"{case.case_id}: {outside} tumor voxels lie outside the liver mask"))
-    listed = catalog.ircadb.case(case.number)
     if listed is not None:
         notes.extend(_compare(case, listed, scan))
     return SourceCase(
@@ -154,10 +154,16 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
 
 
 def _mask(
-    case: Case, name: str, refs: Sequence[FileRef], scan: Series, reader: HashingReader
+    case: Case, name: str, refs: Sequence[FileRef], scan: Series, listed: IrcadbCase | None, reader: HashingReader
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     series = read_series(reader, name, refs)
     if series.hu.shape != scan.hu.shape:
+        slices = len(series.hu)
+        if listed is not None and listed.slices == slices > len(scan.hu) and series.hu.shape[1:] == scan.hu.shape[1:]:
+            raise SourceError(
+                "SERIES_INCOMPLETE",
+                f"{case.case_id}: {len(scan.hu)} slices, expected {slices} as in mask {name} and the catalogue",
+            )
         raise SourceError(
             "MASK_SHAPE",
             f"{case.case_id}: mask {name} has {series.hu.shape} voxels (zyx), the scan {scan.hu.shape}",

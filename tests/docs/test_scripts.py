@@ -59,3 +59,8 @@ def test_links_of_the_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_the_benchmark_of_series_faults_counts_ten_of_ten(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "benchmarks.bench_series_faults", cwd=tmp_path)
+    assert "| **caught** | **10 of 10** |" in done.stdout

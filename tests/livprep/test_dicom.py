@@ -9,13 +9,13 @@ from collections.abc import Callable
 import numpy as np
 import pydicom
 import pytest
-from building import REF, assembled, code_of, edited, plain_slice
+from building import REF, assembled, code_of, edited, pixels_of, plain_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.dicom import parse_slice, read_series
+from livprep.formats.dicom import read_series
 from livprep.formats.dicom_header import MAX_INFLATED_BYTES, is_dicom, patient_number, peek
 from livprep.formats.hashing import HashingReader
 
@@ -80,19 +80,19 @@ def test_spacing_text_of_float32_becomes_its_shortest_decimal() -> None:
 
 def test_slope_and_intercept_are_applied_slice_by_slice() -> None:
     data = plain_slice(0, np.arange(30, dtype=np.int16).reshape(6, 5))
-    assert parse_slice(REF, edited(data, RescaleIntercept=-1024)).pixels.ravel()[:3].tolist() == [-1024, -1023, -1022]
-    halves = parse_slice(REF, edited(data, RescaleSlope="0.5", RescaleIntercept="-10.25"))
-    assert halves.pixels.ravel()[:4].tolist() == [-10, -10, -9, -9]
+    assert pixels_of(edited(data, RescaleIntercept=-1024)).ravel()[:3].tolist() == [-1024, -1023, -1022]
+    halves = pixels_of(edited(data, RescaleSlope="0.5", RescaleIntercept="-10.25"))
+    assert halves.ravel()[:4].tolist() == [-10, -10, -9, -9]
     absent = edited(data, RescaleSlope=None, RescaleIntercept=None)
-    assert parse_slice(REF, absent).pixels.ravel()[:3].tolist() == [0, 1, 2]
+    assert pixels_of(absent).ravel()[:3].tolist() == [0, 1, 2]
 
 
 def test_unsigned_8_bit_masks_and_unsigned_16_bit_are_read() -> None:
     mask = np.zeros((6, 5), np.uint8)
     mask[2, 3] = 255
-    np.testing.assert_array_equal(parse_slice(REF, plain_slice(0, mask)).pixels, mask)
+    np.testing.assert_array_equal(pixels_of(plain_slice(0, mask)), mask)
     unsigned = edited(plain_slice(0, np.full((6, 5), -1, np.int16)), PixelRepresentation=0, RescaleIntercept=-40000)
-    assert (parse_slice(REF, unsigned).pixels == 65535 - 40000).all()
+    assert (pixels_of(unsigned) == 65535 - 40000).all()
 
 
 def test_bits_above_the_stored_ones_are_no_value() -> None:
@@ -101,9 +101,9 @@ def test_bits_above_the_stored_ones_are_no_value() -> None:
     pixels = np.resize(stored, (6, 5))
     data = plain_slice(0, pixels.view(np.int16))
     unsigned = edited(data, PixelRepresentation=0, BitsStored=12, HighBit=11)
-    assert parse_slice(REF, unsigned).pixels.ravel()[:6].tolist() == [0, 5, 4095, 2048, 5, 2048]
+    assert pixels_of(unsigned).ravel()[:6].tolist() == [0, 5, 4095, 2048, 5, 2048]
     signed = edited(data, PixelRepresentation=1, BitsStored=12, HighBit=11)
-    assert parse_slice(REF, signed).pixels.ravel()[:6].tolist() == [0, 5, -1, -2048, 5, -2048]
+    assert pixels_of(signed).ravel()[:6].tolist() == [0, 5, -1, -2048, 5, -2048]
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"])
@@ -119,7 +119,7 @@ def test_other_uncompressed_syntaxes_are_read(syntax: str) -> None:
     pydicom.dcmwrite(
         buffer, dataset, implicit_vr=syntax == "1.2.840.10008.1.2", little_endian=not big, force_encoding=True
     )
-    np.testing.assert_array_equal(parse_slice(REF, buffer.getvalue()).pixels, pixels)
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue()), pixels)
 
 
 def deflated(dataset: pydicom.Dataset) -> bytes:
@@ -129,7 +129,7 @@ def deflated(dataset: pydicom.Dataset) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("read", [parse_slice, peek])
+@pytest.mark.parametrize("read", [lambda ref, data: pixels_of(data), peek])
 def test_a_small_file_that_inflates_to_much_is_refused_unread(read: Callable[[FileRef, bytes], object]) -> None:
     dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
     assert read(REF, deflated(dataset)) is not None
@@ -150,7 +150,7 @@ def test_lossless_compression_is_decoded() -> None:
     dataset.compress("1.2.840.10008.1.2.5")  # RLE, which pydicom codes itself
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    np.testing.assert_array_equal(parse_slice(REF, buffer.getvalue()).pixels, pixels)
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue()), pixels)
 
 
 def test_a_single_slice_is_as_thick_as_it_says() -> None:
@@ -206,7 +206,7 @@ def test_missing_inner_slices() -> None:
 def test_uneven_slices() -> None:
     files = series(6)
     files[3] = edited(files[3], ImagePositionPatient=[0, 0, 6.2])
-    fault("SERIES_GAP", "expected 2 mm", files)
+    fault("SERIES_SHIFT", "image_3: 2.2 mm from the next slice, all others 2 mm", files)
 
 
 def test_small_unevenness_is_tolerated() -> None:
@@ -227,7 +227,7 @@ def test_gantry_tilt() -> None:
 def test_one_slice_shifted_in_plane() -> None:
     files = series()
     files[2] = edited(files[2], ImagePositionPatient=[0.5, 0, 4])
-    fault("SERIES_TILT", "shift sideways by up to 0.5 mm", files)
+    fault("SERIES_SHIFT", "image_2: lies 0.5 mm aside of the other slices", files)
 
 
 def test_truncated_pixel_data() -> None:
@@ -257,6 +257,102 @@ def test_other_rows() -> None:
     files = series()
     files[3] = plain_slice(3, np.zeros((7, 5), np.int16))
     fault("SERIES_SHAPE", r"image_3: \(7, 5\) pixels, expected \(6, 5\)", files)
+
+
+def counted(files: list[bytes], images: int, first: int = 0) -> list[bytes]:
+    return [edited(data, InstanceNumber=first + k, ImagesInAcquisition=images) for k, data in enumerate(files)]
+
+
+@pytest.mark.parametrize(("first", "images"), [(0, 5), (1, 5), (2, 5), (1, 90)])
+def test_a_missing_end_shows_where_the_header_counts_the_slices(first: int, images: int) -> None:
+    files = counted(series(), images, first)
+    fault("SERIES_INCOMPLETE", f"image: 4 slices, but the header counts {images}; one end is missing", files)
+
+
+@pytest.mark.parametrize(("first", "images"), [(267, 400), (40, 3)])
+def test_a_part_of_a_counted_series_is_noted_alone(first: int, images: int) -> None:
+    (note,) = assembled(counted(series(), images, first)).notes
+    assert (note.code, note.detail) == ("SERIES_COUNT", f"image: 4 slices, the header counts {images}")
+
+
+def test_every_second_slice() -> None:
+    files = [edited(plain_slice(k), SliceThickness="2") for k in (0, 2, 4)]
+    fault("SERIES_INCOMPLETE", "only every 2. slice is there: .* slices lie 4 mm apart, expected 2 mm", files)
+
+
+def test_numbers_that_do_not_follow_the_positions() -> None:
+    files = [edited(data, InstanceNumber=number) for data, number in zip(series(), (0, 1, 5, 6), strict=True)]
+    assert [note.code for note in assembled(files).notes] == ["SERIES_NUMBERING"]
+
+
+def test_a_slice_that_leaps_by_its_rescale() -> None:
+    files = series()
+    files[1] = edited(files[1], RescaleIntercept="1024")
+    fault("SERIES_RESCALE", "image_1: slope 1 and intercept 1024 make it leap .* expected 1 and 0", files)
+
+
+def test_slices_on_scales_of_their_own_are_legal() -> None:
+    files = [
+        edited(plain_slice(k, np.full((6, 5), 100 + k, np.int16)), RescaleIntercept=str(-100 - k)) for k in range(4)
+    ]
+    result = assembled(files)
+    assert [note.code for note in result.notes] == ["SERIES_RESCALE_VARIES"]
+    assert not result.hu.any()
+
+
+def test_another_frame_of_reference() -> None:
+    files = [edited(data, FrameOfReferenceUID=f"2.25.{k // 2}") for k, data in enumerate(series())]
+    fault("SERIES_FRAME_OF_REFERENCE", "image: its slices have several frames of reference", files)
+
+
+def test_another_modality() -> None:
+    fault("SERIES_MODALITY", "image_0: the modality is not CT", [edited(plain_slice(), Modality="MR")])
+
+
+def test_localizers_alone(tmp_path) -> None:
+    (tmp_path / "image_0").write_bytes(edited(plain_slice(), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    with pytest.raises(SourceError, match="image: found only localizers") as caught:
+        read_series(HashingReader(), "image", [FileRef(str(tmp_path / "image_0"))])
+    assert caught.value.code == "SERIES_INCOMPLETE"
+
+
+def padded(k: int, intercept: str) -> bytes:
+    pixels = np.full((6, 5), -500, np.int16)
+    pixels[0] = -2000
+    dataset = pydicom.dcmread(io.BytesIO(edited(plain_slice(k, pixels), RescaleIntercept=intercept)))
+    dataset.add_new(0x00280120, "SS", -2000)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_padding_is_kept_and_said() -> None:
+    files = [padded(k, "-1024") for k in range(2)]
+    result = assembled(files)
+    assert [str(n) for n in result.notes] == [
+        "SERIES_PADDING: image: 10 padding voxels of -3024 HU are kept as they are"
+    ]
+    assert (result.hu[:, 0] == -3024).all()
+    air = [padded(k, "976") for k in range(2)]
+    assert assembled(air).notes == ()  # padding of -1024 HU is air to every reader
+
+
+def test_stored_bits_may_lie_at_the_top() -> None:
+    data = plain_slice(0, np.array([[0x7FF7, -16, 0x0010]], np.int16))
+    assert pixels_of(edited(data, BitsStored=12, HighBit=15)).tolist() == [[2047, -1, 1]]
+    fault("PIXELDATA_BITS", "17 bits up to bit 16 of 16", [edited(plain_slice(), BitsStored=17, HighBit=16)])
+
+
+def test_8_bit_words_of_big_endian_are_swapped() -> None:
+    """PS3.5, 8.2 and A.3: OW of 8 allocated bits travels as 16-bit words."""
+    mask = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    dataset = pydicom.dcmread(io.BytesIO(plain_slice(0, mask)))
+    dataset.PixelData = mask.reshape(-1, 2)[:, ::-1].tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.2"
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
+    np.testing.assert_array_equal(pixels_of(buffer.getvalue()), mask)
 
 
 def test_two_series_in_one_folder() -> None:
@@ -292,6 +388,7 @@ def test_unusable_geometry_tags(keyword: str, value: object) -> None:
         ({"BitsAllocated": 32}, "found 32 bits"),
         ({"BitsAllocated": 1}, "found 1 bits"),
         ({"SamplesPerPixel": 3}, "expected one sample"),
+        ({"RescaleSlope": "0"}, "RescaleSlope is 0"),
         ({"SliceThickness": ""}, "a single slice without SliceThickness"),
         ({"SliceThickness": "0"}, "a single slice without SliceThickness"),
         ({"SliceThickness": "nan"}, "a single slice without SliceThickness"),
@@ -323,7 +420,7 @@ def test_files_that_are_no_dicom(data: bytes) -> None:
 
 def test_a_header_cut_short() -> None:
     with pytest.raises(SourceError) as caught:
-        parse_slice(REF, plain_slice()[:400])
+        pixels_of(plain_slice()[:400])
     assert caught.value.code in ("DICOM_UNREADABLE", "SERIES_TAG")
 
 
@@ -344,8 +441,8 @@ def test_compressed_frames_of_another_size() -> None:
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     with pytest.raises(SourceError) as caught:
-        parse_slice(REF, buffer.getvalue())
-    assert caught.value.code in ("PIXELDATA_SHORT", "DICOM_SYNTAX", "DICOM_UNREADABLE")
+        pixels_of(buffer.getvalue())
+    assert caught.value.code in ("PIXELDATA_SHORT", "PIXELDATA_CODEC")
 
 
 # --- privacy and names ------------------------------------------------------------------------------------------
@@ -360,7 +457,7 @@ def test_no_text_of_the_patient_enters_a_message(caplog: pytest.LogCaptureFixtur
     spoiled += [data.replace(b"0.8\\0.7", b"TOKEN\\1"), data.replace(b"LO", b"\xff\xff"), data[:-80]]
     for damaged in spoiled:
         with pytest.raises(SourceError) as caught:
-            parse_slice(REF, damaged)
+            pixels_of(damaged)
         assert "TOKEN" not in f"{caught.value}{caught.value.__cause__}{caplog.text}"
 
 
@@ -376,7 +473,10 @@ def test_peek_tells_series_and_modality() -> None:
     assert key is not None
     assert (key.uid, key.modality) == ("2.25.7", "MR")
     assert peek(REF, b"text") is None
-    assert peek(REF, edited(plain_slice(), Rows=None)) is None
+    report = edited(plain_slice(), Rows=None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
+    assert peek(REF, report.replace(b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.840.10008.5.1.4.1.1.8\0")) is None
+    with pytest.raises(SourceError, match="a CT image without Rows"):
+        peek(REF, edited(plain_slice(), Rows=None))
     assert is_dicom(plain_slice())
     assert not is_dicom(b"DICM")
 

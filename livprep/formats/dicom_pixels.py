@@ -1,0 +1,183 @@
+"""Stored values of one DICOM frame and the way from them to int16 HU; decoding happens when asked for, not before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.pixels import get_decoder, pixel_array
+
+from livprep.cases import FileRef
+from livprep.errors import SourceError
+from livprep.formats.dicom_header import guarded
+
+MAX_SIDE = 4096
+_RLE = "1.2.840.10008.1.2.5"
+
+IntArray = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPixels:
+    """Pixel data of one frame, still as stored; what describes them has been checked.
+
+    Parameters
+    ----------
+    ref
+        File, for messages.
+    dataset
+        Parsed file that holds the values.
+    frame, frames
+        Index of this frame from 0, and how many the file holds.
+    rows, columns
+        Size of the frame in pixels.
+    bits, bits_stored, high_bit
+        Bits a pixel takes, bits of them that are the value, and the highest of those (PS3.5, 8.1.1).
+    signed
+        Whether values are two's complement.
+    rescale
+        Slope and intercept: HU = stored x slope + intercept (PS3.3, C.11.1.1.2).
+    padding
+        Lowest and highest stored value that stand for "no pixel", or None (PS3.3, C.7.5.1.1.2).
+    """
+
+    ref: FileRef
+    dataset: Any
+    frame: int
+    frames: int
+    rows: int
+    columns: int
+    bits: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    rescale: tuple[float, float]
+    padding: tuple[int, int] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.columns
+
+    @property
+    def padding_hu(self) -> float | None:
+        """The HU that padding becomes; it is never changed."""
+        return None if self.padding is None else self.padding[0] * self.rescale[0] + self.rescale[1]
+
+    def decode(self) -> tuple[IntArray, int]:
+        """Return int16 HU `(rows, columns)`, and how many pixels of them are padding.
+
+        Raises
+        ------
+        SourceError
+            PIXELDATA_…, DICOM_SYNTAX or HU_RANGE.
+        """
+        with guarded(self.ref):
+            stored = self._stored()
+            low, high = self.padding or (1, 0)
+            padded = int(np.count_nonzero((stored >= low) & (stored <= high))) if low <= high else 0
+            return self._hu(stored), padded
+
+    def release(self) -> None:
+        """Give the memory of a decoded slice back; the frames of one file go together with their series."""
+        if self.frames == 1:
+            del self.dataset.PixelData
+
+    def _stored(self) -> npt.NDArray[Any]:
+        syntax = self.dataset.file_meta.TransferSyntaxUID
+        if "PixelData" not in self.dataset or self.dataset.PixelData is None:
+            raise SourceError("PIXELDATA_MISSING", f"{self.ref}: has no pixel data")
+        if syntax.is_compressed:
+            values = self._decompress()
+            return self._value_bits(values) if syntax == _RLE else values  # all others code values, not words
+        data = self.dataset.PixelData
+        size = self.rows * self.columns * self.bits // 8
+        if len(data) < size * self.frames:
+            raise SourceError(
+                "PIXELDATA_SHORT", f"{self.ref}: holds {len(data)} pixel bytes, expected {size * self.frames}"
+            )
+        kind = f"{'<' if syntax.is_little_endian else '>'}{'i' if self.signed else 'u'}{self.bits // 8}"
+        if self.bits == 8 and not syntax.is_little_endian and self.dataset["PixelData"].VR == "OW":
+            data = np.frombuffer(data, "u2", len(data) // 2).byteswap().tobytes()  # bytes travel as swapped words
+        values = np.frombuffer(data, kind, self.rows * self.columns, offset=size * self.frame)
+        return self._value_bits(values.reshape(self.shape))
+
+    def _value_bits(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Drop what lies above and below the stored bits (PS3.5, 8.1.1); the way back extends the sign."""
+        above, unused = self.bits - 1 - self.high_bit, self.bits - self.bits_stored
+        return (values << above) >> unused if unused else values
+
+    def _decompress(self) -> npt.NDArray[Any]:
+        syntax = self.dataset.file_meta.TransferSyntaxUID
+        try:
+            available = get_decoder(syntax).is_available
+        except NotImplementedError:
+            available = False
+        if not available:
+            raise SourceError(
+                "DICOM_SYNTAX",
+                f"{self.ref}: pixel data in {syntax.name} cannot be decoded; install the extra livprep[codecs]",
+            )
+        try:
+            values: npt.NDArray[Any] = pixel_array(self.dataset, index=self.frame)
+        except Exception as error:  # decoders raise almost anything on damaged bytes
+            raise SourceError(
+                "PIXELDATA_CODEC", f"{self.ref}: damaged {syntax.name} ({type(error).__name__})"
+            ) from None
+        if values.shape != self.shape:
+            raise SourceError("PIXELDATA_SHORT", f"{self.ref}: decodes to {values.shape}, expected {self.shape}")
+        return values
+
+    def _hu(self, stored: npt.NDArray[Any]) -> IntArray:
+        slope, intercept = self.rescale
+        values: npt.NDArray[Any]
+        if slope == 1.0 and intercept.is_integer() and abs(intercept) < 1 << 24:
+            values = stored.astype(np.int32) + np.int32(intercept)
+        else:
+            values = np.rint(stored.astype(np.float64) * slope + intercept)
+        if not (values.min() >= -32768 and values.max() <= 32767):  # so that NaN is refused too
+            raise SourceError("HU_RANGE", f"{self.ref}: HU {values.min():g} to {values.max():g} do not fit int16")
+        return values.astype(np.int16)
+
+
+def describe_pixels(ref: FileRef, dataset: Any, frame: int, frames: int, rescale: tuple[float, float]) -> StoredPixels:
+    """Check what a header says of its pixels.
+
+    Raises
+    ------
+    SourceError
+        SERIES_TAG: sizes, samples or bits that cannot be.
+    """
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    bits = int(dataset.get("BitsAllocated") or 0)
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+        raise SourceError("SERIES_TAG", f"{ref}: {rows} x {columns} pixels, expected 1 to {MAX_SIDE} a side")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or bits not in (8, 16):
+        raise SourceError("SERIES_TAG", f"{ref}: expected one sample of 8 or 16 bits a pixel, found {bits} bits")
+    bits_stored = int(dataset.get("BitsStored") or bits)
+    high = dataset.get("HighBit")
+    high_bit = bits_stored - 1 if high in (None, "") else int(high)
+    if not 0 < bits_stored <= high_bit + 1 <= bits:
+        raise SourceError(
+            "PIXELDATA_BITS",
+            f"{ref}: {bits_stored} bits up to bit {high_bit} of {bits}, expected them to fit",
+        )
+    signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    return StoredPixels(
+        ref, dataset, frame, frames, rows, columns, bits, bits_stored, high_bit, signed, rescale,
+        _padding(dataset, bits, signed=signed),
+    )  # fmt: skip
+
+
+def _padding(dataset: Any, bits: int, *, signed: bool) -> tuple[int, int] | None:
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    try:
+        ends = [int(v) for v in (value, value if limit in (None, "") else limit)]
+    except (TypeError, ValueError):
+        return None
+    top = 1 << (bits - 1)
+    if signed:  # some writers give it as an unsigned number
+        ends = [end - 2 * top if end >= top else end for end in ends]
+    return min(ends), max(ends)

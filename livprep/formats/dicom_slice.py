@@ -1,0 +1,167 @@
+"""Headers of DICOM slices: one slice a file, or one a frame of an enhanced (multi-frame) CT object.
+
+Header text of a patient never enters a message or a log.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+
+from livprep.cases import FileRef
+from livprep.errors import SourceError
+from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, check_expansion, guarded, is_localizer
+from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
+from livprep.geometry import shortest_decimal
+
+_MACROS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "FrameType": "CTImageFrameTypeSequence",
+}
+"""Where an enhanced object keeps what a plain slice has at its top (PS3.3, C.7.6.16.2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated."""
+
+    ref: FileRef
+    frame: int | None
+    position: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]
+    spacing_yx: tuple[float, float]
+    thickness: float | None
+    spacing_between: float | None
+    tilt_degrees: float | None
+    series_uid: str
+    frame_of_reference: str
+    sop_class: str
+    modality: str
+    acquisition: str
+    instance: int | None
+    images: int | None
+    pixels: StoredPixels
+
+    @property
+    def normal(self) -> npt.NDArray[np.float64]:
+        """Unit normal of the plane: cross product of the row and the column direction (PS3.3 C.7.6.2.1.1)."""
+        vector: npt.NDArray[np.float64] = np.cross(self.orientation[:3], self.orientation[3:])
+        return vector
+
+    def __str__(self) -> str:
+        return str(self.ref) if self.frame is None else f"{self.ref} frame {self.frame}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Header:
+    """Elements of one frame: of its own functional groups, else of the shared ones, else of the data set."""
+
+    dataset: Any
+    groups: tuple[Any, ...] = ()
+
+    def get(self, keyword: str) -> Any:
+        for group in self.groups:
+            for item in group.get(_MACROS.get(keyword, keyword)) or ():
+                if keyword in item:
+                    return item.get(keyword)
+        return self.dataset.get(keyword)
+
+    def numbers(self, ref: FileRef, keyword: str, count: int) -> npt.NDArray[np.float64]:
+        try:
+            numbers = np.array([float(v) for v in self.get(keyword)], dtype=np.float64)
+        except (TypeError, ValueError):
+            numbers = np.empty(0)
+        if numbers.size != count or not np.isfinite(numbers).all():
+            raise SourceError("SERIES_TAG", f"{ref}: {keyword} is missing or unusable, expected {count} numbers")
+        return numbers
+
+    def number(self, keyword: str) -> float | None:
+        value = self.get(keyword)
+        return None if value in (None, "") else float(value)
+
+    def count(self, keyword: str) -> int | None:
+        try:
+            return int(self.get(keyword))
+        except (TypeError, ValueError):
+            return None  # what only hints at missing slices may be damaged
+
+    def text(self, keyword: str) -> str:
+        return str(self.get(keyword) or "")
+
+
+def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
+    """Parse the header of a file: its one slice, or one slice a frame; localizers give none.
+
+    Raises
+    ------
+    SourceError
+        DICOM_…, SERIES_TAG, SERIES_FRAMES or PIXELDATA_BITS.
+    """
+    with guarded(ref):
+        check_expansion(ref, data)
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        frames = int(dataset.get("NumberOfFrames") or 1)
+        grouped = "PerFrameFunctionalGroupsSequence" in dataset
+        if not grouped and frames == 1 and str(dataset.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:
+            header = _Header(dataset)
+            return [] if is_localizer(header.get("ImageType")) else [_slice_of(ref, header, 0, 1)]
+        shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+        own = tuple(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+        if len(own) != frames:
+            raise SourceError(
+                "SERIES_FRAMES", f"{ref}: {frames} frames, but functional groups of {len(own)}, expected one a frame"
+            )
+        headers = [_Header(dataset, (group, *shared)) for group in own]
+        return [
+            _slice_of(ref, header, frame, frames)
+            for frame, header in enumerate(headers)
+            if not is_localizer(header.get("FrameType")) and not is_localizer(header.get("ImageType"))
+        ]
+
+
+def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
+    position = header.numbers(ref, "ImagePositionPatient", 3)
+    orientation = header.numbers(ref, "ImageOrientationPatient", 6)
+    spacing = header.numbers(ref, "PixelSpacing", 2)
+    row, column = orientation[:3], orientation[3:]
+    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > 0.01 or abs(row @ column) > 1e-3:
+        raise SourceError("SERIES_TAG", f"{ref}: ImageOrientationPatient holds no unit vectors at right angles")
+    spacing_yx = shortest_decimal(spacing[0]), shortest_decimal(spacing[1])
+    if not all(0 < mm < math.inf for mm in spacing_yx):
+        raise SourceError("SERIES_TAG", f"{ref}: PixelSpacing is not positive, expected mm")
+    slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    if slope == 0.0:
+        raise SourceError("SERIES_TAG", f"{ref}: RescaleSlope is 0, expected HU per stored value")
+    rescale = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
+    grouped = bool(header.groups)
+    images = header.count("ImagesInAcquisition")
+    return Slice(
+        ref=ref,
+        frame=frame if grouped else None,
+        position=position,
+        orientation=orientation,
+        spacing_yx=spacing_yx,
+        thickness=header.number("SliceThickness"),
+        spacing_between=header.number("SpacingBetweenSlices"),
+        tilt_degrees=header.number("GantryDetectorTilt"),
+        series_uid=header.text("SeriesInstanceUID"),
+        frame_of_reference=header.text("FrameOfReferenceUID"),
+        sop_class=header.text("SOPClassUID"),
+        modality=header.text("Modality"),
+        acquisition=header.text("AcquisitionNumber"),
+        instance=None if grouped else header.count("InstanceNumber"),
+        images=None if grouped else images or header.count("NumberOfSeriesRelatedInstances"),
+        pixels=describe_pixels(ref, header.dataset, frame, frames, rescale),
+    )
