@@ -85,7 +85,7 @@ def _choose(found: Discovery, request: IngestRequest) -> Discovery:
     rejected = [entry for entry in found.rejected if fnmatchcase(entry.case_id, request.pattern)]
     if not cases and not rejected:
         raise SourceError("NOTHING_FOUND", f"--cases {request.pattern}: no case found fits")
-    return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()))
+    return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()), found.ignored)
 
 
 def run_ingest(ingest: Ingest) -> Iterator[Receipt]:

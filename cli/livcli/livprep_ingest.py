@@ -118,6 +118,8 @@ def ingest(
     planned = plan_ingest(request)
     if planned.catalog_path is not None:
         say(quiet, f"catalogue: {planned.catalog_path}")
+    for entry in planned.found.ignored:
+        say(quiet, f"{entry.case_id}: {entry.detail}")
     if dry_run:
         _print_plan(planned, as_json)
         return 3 if planned.found.rejected else 0

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from livprep.catalog.fact import Fact
 from livprep.catalog.ircadb import IrcadbCase, IrcadbFacts, IrcadbLayout, LiverHu, MaskRole, MaskRoles
-from livprep.catalog.lits import LitsFacts, LitsFile, LitsHeader, LitsLayout, LitsRepair, NumberRange
+from livprep.catalog.lits import DecathlonLayout, LitsFacts, LitsFile, LitsHeader, LitsLayout, LitsRepair, NumberRange
 from livprep.catalog.shared import Overlap, Overlaps, WindowFact, WindowFacts
 from livprep.errors import CatalogError
 from livprep.provenance import digest_of
@@ -25,6 +25,7 @@ __all__ = [
     "FILE_NAME",
     "SIZE_LIMIT_BYTES",
     "Catalog",
+    "DecathlonLayout",
     "IrcadbCase",
     "IrcadbFacts",
     "IrcadbLayout",

@@ -34,7 +34,7 @@ CATALOG_NAME = "catalog.yaml"
 
 @dataclass(frozen=True)
 class Discovery:
-    """Cases found, sorted by id, what was found but cannot be read, and scans that are no CT (`any` alone)."""
+    """Cases found, sorted by id, what was found but cannot be read, and scans that are known to be left out."""
 
     cases: tuple[Case, ...]
     rejected: tuple[Rejection, ...]
@@ -94,11 +94,11 @@ def _case_of(parts: Parts, catalog: Catalog) -> str:
     """Case that a zip or folder belongs to by its name, else the name; empty where no case needs it."""
     if parts[-1].casefold() in map(str.casefold, catalog.ircadb.layout.ignored):
         return ""
-    for part in reversed(parts):
-        number, name = catalog.ircadb.layout.case_number(part), catalog.lits.layout.parse(part)
+    for end in range(len(parts), 0, -1):
+        number, name = catalog.ircadb.layout.case_number(parts[end - 1]), catalog.lits.layout.locate(parts[:end])
         if number is not None:
             return ircadb.case_id(number)
-        if name is not None:
+        if name is not None and not (name.decathlon and name.kind == "test_volume"):
             return lits.case_id(name.number, test=name.kind.startswith("test"))
     return printable(parts[-1])
 
