@@ -69,7 +69,9 @@ def plan_ingest(request: IngestRequest) -> Ingest:
     found = discover(request.sources, catalog, request.dataset)
     if not found.cases and not found.rejected:
         where = ", ".join(str(path) for path in request.sources)
-        raise SourceError("NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case")
+        raise SourceError(
+            "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
+        )
     chosen = _choose(found, request)
     plan = make_plan(chosen.cases, request.preparation)
     workers = request.workers or plan.workers(cores(), free_memory_bytes())

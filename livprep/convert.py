@@ -118,15 +118,17 @@ def settings_digest(job: IngestJob) -> str:
     """Hash of all that decides how the case's bytes become arrays: preparation, profile, mask roles, repair."""
     case, catalog = job.case, job.catalog
     repair = catalog.lits.repair(case.number) if case.case_id.startswith("lits-") else None
-    return digest_of(
-        {
-            "preparation": job.preparation.as_dict(),
-            "profile": job.profile,
-            "masks": {name: catalog.ircadb.classify(name).value for name, _ in case.masks},
-            "repair": None if repair is None else repair.model_dump(mode="json"),
-            "patient": catalog.patient_of(case.case_id),
-        }
-    )
+    settings = {
+        "preparation": job.preparation.as_dict(),
+        "profile": job.profile,
+        "masks": {name: catalog.ircadb.classify(name).value for name, _ in case.masks},
+        "repair": None if repair is None else repair.model_dump(mode="json"),
+        "patient": catalog.patient_of(case.case_id),
+    }
+    listed = catalog.own_case(case.case_id)
+    if listed is not None:
+        settings["labels"] = {str(value): int(label) for value, label in listed.labels.items()}
+    return digest_of(settings)
 
 
 def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseMeta:
@@ -142,7 +144,7 @@ def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseM
         dataset=source.case.dataset,
         patient=source.patient,
         source=SourceMeta(
-            kind="dicom" if source.case.dataset == "ircadb" else "nifti",
+            kind="nifti" if source.case.image[0].is_nifti else "dicom",
             files=len(source.case.image) + sum(len(refs) for _, refs in source.case.masks),
             bytes=source.bytes_in,
             digest=source.digest,

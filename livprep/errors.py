@@ -167,7 +167,11 @@ CODES: dict[str, CodeInfo] = {
     "MASK_OUTSIDE_LIVER": CodeInfo(
         "Tumor voxels lie outside the liver mask; they are kept as tumor.", "Nothing to do.", 0
     ),
-    "LABEL_UNKNOWN": CodeInfo("A label image holds values other than 0, 1 and 2.", "Check the file.", _CASE),
+    "LABEL_UNKNOWN": CodeInfo(
+        "A label image holds a value without a meaning (LiTS: other than 0, 1 and 2; own scans: not in label_map).",
+        "Check the file, or the case's label_map.",
+        _CASE,
+    ),
     "LABEL_AFFINE": CodeInfo(
         "The label's affine differs from the scan's although the shapes agree; the scan's is used.",
         "Nothing to do.",

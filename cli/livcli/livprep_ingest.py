@@ -52,7 +52,7 @@ class Part(click.ParamType[Any]):
 @store_option
 @click.option(
     "--dataset",
-    type=click.Choice(["auto", "ircadb", "lits"]),
+    type=click.Choice(["auto", "ircadb", "lits", "own"]),
     default="auto",
     show_default=True,
     help="What lies under SRC.",
@@ -76,7 +76,7 @@ class Part(click.ParamType[Any]):
 @click.option(
     "--catalog",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Catalogue to use instead of the built-in one.",
+    help="Catalogue to use instead of the built-in one; lists scans of your own under `own`.",
 )
 @click.option("--cases", "pattern", default="*", show_default=True, help="Only case ids that fit this pattern.")
 @click.option(
@@ -106,7 +106,7 @@ def ingest(
     quiet: bool,
     **choices: Any,
 ) -> int:
-    """Read folders, zips or single files of 3DIRCADb or LiTS and publish each case in the store.
+    """Read folders, zips or single files of 3DIRCADb or LiTS, or own scans, and publish each case in the store.
 
     Cases that are published and unchanged are skipped.
     """
