@@ -75,10 +75,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Note:
-    """A finding that does not stop a case: a code of `CODES` and one line."""
+    """A finding that does not stop a case: a code of `CODES` and one line, which is stored with the case.
+
+    `private` names what lies on the user's disk; it is told on the terminal and never stored.
+    """
 
     code: str
     detail: str
+    private: str = ""
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
@@ -86,6 +90,11 @@ class Note:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
+
+    @property
+    def told(self) -> str:
+        """The text for the terminal."""
+        return f"{self} ({printable(self.private)})" if self.private else str(self)
 
 
 @dataclass(frozen=True)

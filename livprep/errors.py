@@ -6,6 +6,7 @@ found, what was expected with its unit, and what to do; it never quotes header t
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 
@@ -254,6 +255,11 @@ CODES: dict[str, CodeInfo] = {
     ),
     "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
 }
+
+
+def trace(error: BaseException) -> str:
+    """Where an error came from, with its type and without its text, which may quote a patient's header."""
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 class LivError(Exception):

@@ -78,6 +78,11 @@ class Part(click.ParamType[Any]):
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Catalogue to use instead of the built-in one; lists scans of your own under `own`.",
 )
+@click.option(
+    "--private-map",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write which case came from which files: JSON lines, for its owner alone, never inside the store.",
+)
 @click.option("--cases", "pattern", default="*", show_default=True, help="Only case ids that fit this pattern.")
 @click.option(
     "--workers",

@@ -96,6 +96,13 @@ class Catalog(Fact):
         """Return the user's own case of that name, or None."""
         return next((case for case in self.own if case.case == case_id), None)
 
+    def lists(self, case_id: str) -> bool:
+        """Whether a name is that of a case of the data sets or of the user's own."""
+        known = {case.case_id for case in self.ircadb.cases} | {case.case for case in self.own}
+        match = re.fullmatch(r"(lits|litstest)-([0-9]{3})", case_id)
+        numbers = {"lits": self.lits.train, "litstest": self.lits.test}
+        return case_id in known or (match is not None and int(match[2]) in numbers[match[1]])
+
     def patient_of(self, case_id: str) -> str:
         """Name of a case's patient: `ircadb-01` for `lits-028` too, what `own` says, else the case id itself."""
         if (listed := self.own_case(case_id)) is not None:
