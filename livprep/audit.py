@@ -78,7 +78,9 @@ def _discover(request: AuditRequest, catalog: Catalog) -> tuple[dict[str, Case],
     found = discover(request.sources, catalog, request.dataset)
     if not found.cases and not found.rejected:
         where = ", ".join(str(path) for path in request.sources)
-        raise SourceError("NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case")
+        raise SourceError(
+            "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
+        )
     return {case.case_id: case for case in found.cases}, found.rejected
 
 

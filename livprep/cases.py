@@ -7,7 +7,7 @@ from typing import Literal
 
 from livprep.errors import CODES
 
-Dataset = Literal["ircadb", "lits", "any"]
+Dataset = Literal["ircadb", "lits", "own", "any"]
 
 
 def printable(name: str) -> str:
@@ -35,6 +35,11 @@ class FileRef:
         """Last component of the innermost name."""
         return (self.members[-1] if self.members else self.path).rsplit("/", 1)[-1]
 
+    @property
+    def is_nifti(self) -> bool:
+        """Whether the name is that of a NIfTI file."""
+        return self.name.lower().endswith((".nii", ".nii.gz"))
+
     def __str__(self) -> str:
         return printable("!/".join((self.path, *self.members)))
 
@@ -46,7 +51,8 @@ class Case:
     Parameters
     ----------
     case_id
-        `ircadb-01`, `lits-028`, `litstest-003`, or a file or series stem for scans of no known data set.
+        `ircadb-01`, `lits-028`, `litstest-003`, a name of the catalogue's `own`, or a file or series stem for scans of
+        no known data set.
     dataset
         Whose reader reads it.
     number
@@ -54,7 +60,7 @@ class Case:
     image
         The scan's files (DICOM slices, or one NIfTI).
     masks
-        Mask name -> files (3DIRCADb), or `label` -> one NIfTI (LiTS).
+        Mask name -> files (3DIRCADb), or `label` -> one NIfTI (LiTS, own).
     notes
         Warnings of discovery: (code, detail).
     """
@@ -69,10 +75,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Note:
-    """A finding that does not stop a case: a code of `CODES` and one line."""
+    """A finding that does not stop a case: a code of `CODES` and one line, which is stored with the case.
+
+    `private` names what lies on the user's disk; it is told on the terminal and never stored.
+    """
 
     code: str
     detail: str
+    private: str = ""
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
@@ -80,6 +90,11 @@ class Note:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.detail}"
+
+    @property
+    def told(self) -> str:
+        """The text for the terminal."""
+        return f"{self} ({printable(self.private)})" if self.private else str(self)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from livprep.journal import Journal
 from livprep.pipeline import Job, cores, free_memory_bytes, run_jobs
 from livprep.plan import Plan, make_plan
 from livprep.prepare import Preparation
+from livprep.private_map import check_private_map, write_private_map
 from livprep.schema import ProfileName, WindowMeta
 from livprep.sources import Choice, Discovery, catalog_beside, discover
 from livprep.store import Store, change_preparation, create_store, open_store, remove_window
@@ -37,6 +38,7 @@ class IngestRequest:
     part: tuple[int, int] = (1, 1)
     workers: int | None = None
     scheduler: str | None = None
+    private_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,19 @@ def plan_ingest(request: IngestRequest) -> Ingest:
     ------
     SourceError
         NOTHING_FOUND: no case of a known data set lies there.
+    UsageError
+        The private map cannot be written where it is wanted.
     """
+    if request.private_map is not None:
+        check_private_map(request.private_map, request.store)
     beside = request.catalog or catalog_beside(request.sources)
     catalog = load_catalog(beside)
     found = discover(request.sources, catalog, request.dataset)
     if not found.cases and not found.rejected:
         where = ", ".join(str(path) for path in request.sources)
-        raise SourceError("NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case")
+        raise SourceError(
+            "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
+        )
     chosen = _choose(found, request)
     plan = make_plan(chosen.cases, request.preparation)
     workers = request.workers or plan.workers(cores(), free_memory_bytes())
@@ -85,7 +93,7 @@ def _choose(found: Discovery, request: IngestRequest) -> Discovery:
     rejected = [entry for entry in found.rejected if fnmatchcase(entry.case_id, request.pattern)]
     if not cases and not rejected:
         raise SourceError("NOTHING_FOUND", f"--cases {request.pattern}: no case found fits")
-    return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()))
+    return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()), found.ignored)
 
 
 def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
@@ -101,6 +109,8 @@ def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
     request = ingest.request
     _prepare_store(ingest)
     _check_disk(ingest)
+    if request.private_map is not None:
+        write_private_map(request.private_map, request.store, ingest.found.cases)
     journal = Journal(request.store, "ingest")
     journal.add("start", cases=[case.case_id for case in ingest.found.cases], workers=ingest.workers)
     by_id = {case.case_id: case for case in ingest.found.cases}
@@ -117,7 +127,7 @@ def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
     ]
     for entry in ingest.found.rejected:
         receipt = Receipt(entry.case_id, "rejected", entry.code, entry.detail)
-        journal.add("receipt", **asdict(receipt))
+        journal.add_receipt(receipt, [entry.case_id] if ingest.catalog.lists(entry.case_id) else [])
         yield receipt
     yield from _journaled(journal, jobs, ingest.workers, request.scheduler)
 
@@ -125,8 +135,9 @@ def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
 def _journaled(
     journal: Journal, jobs: Sequence[Job[Receipt]], workers: int, scheduler: str | None
 ) -> Iterator[Receipt]:
+    known = {job.name for job in jobs}
     for receipt in run_jobs(jobs, workers, scheduler):
-        journal.add("receipt", **asdict(receipt))
+        journal.add_receipt(receipt, known)
         yield receipt
     journal.add("end")
 

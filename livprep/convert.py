@@ -11,7 +11,7 @@ from pathlib import Path
 from livprep.anatomy import doubts
 from livprep.cases import Case, Note, Receipt
 from livprep.catalog import Catalog
-from livprep.errors import GeometryError, LivError, SourceError
+from livprep.errors import GeometryError, LivError, SourceError, trace
 from livprep.fingerprint import fingerprint
 from livprep.labels import Label, label_counts
 from livprep.prepare import Preparation, prepare
@@ -88,7 +88,7 @@ def ingest_case(job: IngestJob) -> Receipt:
     except (LivError, OSError):
         raise
     except Exception as error:
-        log.exception("%s", job.name)
+        log.debug("%s:\n%s", job.name, trace(error))
         receipt = Receipt(job.name, "rejected", "INTERNAL", f"{job.name}: {type(error).__name__} in the reader")
     return replace(receipt, seconds=round(time.monotonic() - started, 3))
 
@@ -106,9 +106,9 @@ def _ingest(job: IngestJob) -> Receipt:
     source = read_case(job.case, job.catalog)
     volume = prepare(source.volume, job.preparation)
     meta, bytes_in = describe(source, volume, settings), source.bytes_in
+    warnings = (*(note.told for note in source.notes), *meta.warnings[len(source.notes) :])
     del source  # frees the source's own copy before the arrays are written
     size = publish_case(store, CaseContent(meta, volume), job.profile, replace=job.replace)
-    warnings = tuple(meta.warnings)
     if not size:
         return Receipt(job.name, "unchanged", detail="another run published it first", warnings=warnings)
     return Receipt(job.name, "published", bytes_in=bytes_in, bytes_out=size, warnings=warnings)
@@ -118,15 +118,17 @@ def settings_digest(job: IngestJob) -> str:
     """Hash of all that decides how the case's bytes become arrays: preparation, profile, mask roles, repair."""
     case, catalog = job.case, job.catalog
     repair = catalog.lits.repair(case.number) if case.case_id.startswith("lits-") else None
-    return digest_of(
-        {
-            "preparation": job.preparation.as_dict(),
-            "profile": job.profile,
-            "masks": {name: catalog.ircadb.classify(name).value for name, _ in case.masks},
-            "repair": None if repair is None else repair.model_dump(mode="json"),
-            "patient": catalog.patient_of(case.case_id),
-        }
-    )
+    settings = {
+        "preparation": job.preparation.as_dict(),
+        "profile": job.profile,
+        "masks": {name: catalog.ircadb.classify(name).value for name, _ in case.masks},
+        "repair": None if repair is None else repair.model_dump(mode="json"),
+        "patient": catalog.patient_of(case.case_id),
+    }
+    listed = catalog.own_case(case.case_id)
+    if listed is not None:
+        settings["labels"] = {str(value): int(label) for value, label in listed.labels.items()}
+    return digest_of(settings)
 
 
 def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseMeta:
@@ -142,7 +144,7 @@ def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseM
         dataset=source.case.dataset,
         patient=source.patient,
         source=SourceMeta(
-            kind="dicom" if source.case.dataset == "ircadb" else "nifti",
+            kind="nifti" if source.case.image[0].is_nifti else "dicom",
             files=len(source.case.image) + sum(len(refs) for _, refs in source.case.masks),
             bytes=source.bytes_in,
             digest=source.digest,

@@ -6,6 +6,7 @@ found, what was expected with its unit, and what to do; it never quotes header t
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 
@@ -167,7 +168,11 @@ CODES: dict[str, CodeInfo] = {
     "MASK_OUTSIDE_LIVER": CodeInfo(
         "Tumor voxels lie outside the liver mask; they are kept as tumor.", "Nothing to do.", 0
     ),
-    "LABEL_UNKNOWN": CodeInfo("A label image holds values other than 0, 1 and 2.", "Check the file.", _CASE),
+    "LABEL_UNKNOWN": CodeInfo(
+        "A label image holds a value without a meaning (LiTS: other than 0, 1 and 2; own scans: not in label_map).",
+        "Check the file, or the case's label_map.",
+        _CASE,
+    ),
     "LABEL_AFFINE": CodeInfo(
         "The label's affine differs from the scan's although the shapes agree; the scan's is used.",
         "Nothing to do.",
@@ -283,6 +288,11 @@ CODES: dict[str, CodeInfo] = {
     ),
     "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
 }
+
+
+def trace(error: BaseException) -> str:
+    """Where an error came from, with its type and without its text, which may quote a patient's header."""
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 class LivError(Exception):

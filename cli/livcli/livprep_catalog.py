@@ -33,6 +33,8 @@ def catalog(path: Path | None, as_json: bool, quiet: bool) -> None:
         f"LiTS     {facts.lits.train.first}-{facts.lits.train.last} training, "
         f"{len(facts.lits.repairs)} headers to repair"
     )
+    if facts.own:
+        click.echo(f"own      {len(facts.own)} case(s)")
     default = {window.name for window in facts.windows.default_bank()}
     for name, window in facts.windows.presets.items():
         mark = "default" if window.name in default else ""

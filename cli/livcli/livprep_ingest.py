@@ -52,7 +52,7 @@ class Part(click.ParamType[Any]):
 @store_option
 @click.option(
     "--dataset",
-    type=click.Choice(["auto", "ircadb", "lits"]),
+    type=click.Choice(["auto", "ircadb", "lits", "own"]),
     default="auto",
     show_default=True,
     help="What lies under SRC.",
@@ -76,7 +76,12 @@ class Part(click.ParamType[Any]):
 @click.option(
     "--catalog",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Catalogue to use instead of the built-in one.",
+    help="Catalogue to use instead of the built-in one; lists scans of your own under `own`.",
+)
+@click.option(
+    "--private-map",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write which case came from which files: JSON lines, for its owner alone, never inside the store.",
 )
 @click.option("--cases", "pattern", default="*", show_default=True, help="Only case ids that fit this pattern.")
 @click.option(
@@ -106,7 +111,7 @@ def ingest(
     quiet: bool,
     **choices: Any,
 ) -> int:
-    """Read folders, zips or single files of 3DIRCADb or LiTS and publish each case in the store.
+    """Read folders, zips or single files of 3DIRCADb or LiTS, or own scans, and publish each case in the store.
 
     Cases that are published and unchanged are skipped.
     """
@@ -118,6 +123,8 @@ def ingest(
     planned = plan_ingest(request)
     if planned.catalog_path is not None:
         say(quiet, f"catalogue: {planned.catalog_path}")
+    for entry in planned.found.ignored:
+        say(quiet, f"{entry.case_id}: {entry.detail}")
     if dry_run:
         _print_plan(planned, as_json)
         return 3 if planned.found.rejected else 0

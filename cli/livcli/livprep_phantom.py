@@ -17,7 +17,7 @@ from livcli.options import output_options
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
     "--dataset",
-    type=click.Choice(["ircadb", "lits", "both"]),
+    type=click.Choice(["ircadb", "lits", "decathlon", "both"]),
     default="ircadb",
     show_default=True,
     help="Whose layout and quirks.",

@@ -19,7 +19,7 @@ from livcli.options import output_options, say, store_option
 @click.option("--deep", is_flag=True, help="Also hash and decode everything, and compute again what can be.")
 @click.option(
     "--dataset",
-    type=click.Choice(["auto", "ircadb", "lits"]),
+    type=click.Choice(["auto", "ircadb", "lits", "own"]),
     default="auto",
     show_default=True,
     help="What lies under SRC.",

@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from livprep.catalog.fact import Fact
 from livprep.catalog.ircadb import IrcadbCase, IrcadbFacts, IrcadbLayout, LiverHu, MaskRole, MaskRoles
-from livprep.catalog.lits import LitsFacts, LitsFile, LitsHeader, LitsLayout, LitsRepair, NumberRange
+from livprep.catalog.lits import DecathlonLayout, LitsFacts, LitsFile, LitsHeader, LitsLayout, LitsRepair, NumberRange
+from livprep.catalog.own import OwnCase, check_names, fits
 from livprep.catalog.shared import Overlap, Overlaps, WindowFact, WindowFacts
 from livprep.errors import CatalogError
 from livprep.provenance import digest_of
@@ -25,6 +26,7 @@ __all__ = [
     "FILE_NAME",
     "SIZE_LIMIT_BYTES",
     "Catalog",
+    "DecathlonLayout",
     "IrcadbCase",
     "IrcadbFacts",
     "IrcadbLayout",
@@ -39,9 +41,11 @@ __all__ = [
     "NumberRange",
     "Overlap",
     "Overlaps",
+    "OwnCase",
     "WindowFact",
     "WindowFacts",
     "dump_catalog",
+    "fits",
     "load_catalog",
 ]
 
@@ -58,6 +62,7 @@ class Catalog(Fact):
     lits: LitsFacts
     overlaps: Overlaps
     windows: WindowFacts
+    own: tuple[OwnCase, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,6 +80,7 @@ class Catalog(Fact):
         both = {case.lits for case in self.ircadb.cases}
         if {case.lits for case in self.ircadb.cases if case.tumor_free} != both & set(self.lits.tumor_free):
             raise ValueError("the tumor-free cases of 3DIRCADb and LiTS do not coincide")
+        check_names(self.own)
         return self
 
     @property
@@ -86,8 +92,21 @@ class Catalog(Fact):
         """JSON-ready form with the keys of catalog.yaml; `Catalog.model_validate` reads it back."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def own_case(self, case_id: str) -> OwnCase | None:
+        """Return the user's own case of that name, or None."""
+        return next((case for case in self.own if case.case == case_id), None)
+
+    def lists(self, case_id: str) -> bool:
+        """Whether a name is that of a case of the data sets or of the user's own."""
+        known = {case.case_id for case in self.ircadb.cases} | {case.case for case in self.own}
+        match = re.fullmatch(r"(lits|litstest)-([0-9]{3})", case_id)
+        numbers = {"lits": self.lits.train, "litstest": self.lits.test}
+        return case_id in known or (match is not None and int(match[2]) in numbers[match[1]])
+
     def patient_of(self, case_id: str) -> str:
-        """Name of a case's patient: `ircadb-01` for `lits-028` too, else the case id itself."""
+        """Name of a case's patient: `ircadb-01` for `lits-028` too, what `own` says, else the case id itself."""
+        if (listed := self.own_case(case_id)) is not None:
+            return listed.patient_id
         match = re.fullmatch(r"lits-([0-9]{3})", case_id)
         pair = next((p for p in self.overlaps.pairs if match and p.lits == int(match[1])), None)
         return f"ircadb-{pair.ircadb:02d}" if pair else case_id
@@ -129,7 +148,8 @@ def load_catalog(path: Path | None = None) -> Catalog:
     Parameters
     ----------
     path
-        A YAML file; None loads the one that comes with livprep.
+        A YAML file; None loads the one that comes with livprep. A file with a section `own` may leave out the others:
+        they are the built-in ones.
 
     Raises
     ------
@@ -141,6 +161,8 @@ def load_catalog(path: Path | None = None) -> Catalog:
         if path is not None and path.stat().st_size > SIZE_LIMIT_BYTES:
             raise CatalogError("CATALOG_INVALID", f"larger than {SIZE_LIMIT_BYTES} bytes")
         data = _parse(_default_text() if path is None else path.read_text(encoding="utf-8"))
+        if path is not None and isinstance(data, dict) and "own" in data:
+            data = _parse(_default_text()) | data
         return Catalog.model_validate(data)
     except CatalogError as error:
         raise CatalogError("CATALOG_INVALID", f"catalogue {name}: {error.message}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, Self
 
@@ -68,10 +69,20 @@ class LitsRepair(Fact):
 
 
 class LitsFile(NamedTuple):
-    """What a file name of LiTS says."""
+    """What the name of a LiTS file says; `decathlon` where it has the form of MSD Task03 Liver."""
 
     kind: Literal["volume", "label", "test_volume", "test_label"]
     number: int
+    decathlon: bool = False
+
+
+class DecathlonLayout(Fact):
+    """Names of MSD Task03 Liver: folders, and the one form of its files, which means nothing elsewhere."""
+
+    volumes: str
+    labels: str
+    test_volumes: str
+    file: str
 
 
 class LitsLayout(Fact):
@@ -82,18 +93,38 @@ class LitsLayout(Fact):
     test_volume: str
     test_label: str
     suffixes: tuple[str, ...]
+    decathlon: DecathlonLayout
 
     def parse(self, file_name: str) -> LitsFile | None:
         """Kind and number of a file name such as `volume-28.nii.gz`, else None."""
+        kinds: tuple[Literal["volume", "label", "test_volume", "test_label"], ...]
+        kinds = ("volume", "label", "test_volume", "test_label")
+        for kind in kinds:
+            if (number := self._number(getattr(self, kind), file_name)) is not None:
+                return LitsFile(kind, number)
+        return None
+
+    def locate(self, parts: Sequence[str]) -> LitsFile | None:
+        """Kind and number of a file by the last parts of its path, e.g. of `imagesTr/liver_28.nii.gz` too."""
+        if not parts:
+            return None
+        names = self.decathlon
+        number = self._number(names.file, parts[-1])
+        if number is None or len(parts) == 1:
+            return self.parse(parts[-1])
+        kinds: dict[str, Literal["volume", "label", "test_volume"]]
+        kinds = {names.volumes: "volume", names.labels: "label", names.test_volumes: "test_volume"}
+        for folder, kind in kinds.items():
+            if parts[-2].casefold() == folder.casefold():
+                return LitsFile(kind, number, decathlon=True)
+        return None
+
+    def _number(self, template: str, file_name: str) -> int | None:
         for suffix in sorted(self.suffixes, key=len, reverse=True):
-            if not file_name.lower().endswith(suffix):
-                continue
-            stem = file_name[: -len(suffix)]
-            kinds: tuple[Literal["volume", "label", "test_volume", "test_label"], ...]
-            kinds = ("volume", "label", "test_volume", "test_label")
-            for kind in kinds:
-                if (number := number_in(getattr(self, kind), stem)) is not None:
-                    return LitsFile(kind, number)
+            if file_name.lower().endswith(suffix):
+                number = number_in(template, file_name[: -len(suffix)])
+                if number is not None:
+                    return number
         return None
 
 

@@ -15,8 +15,8 @@ from livprep.catalog import Catalog
 from livprep.errors import SourceError, UsageError
 from livprep.formats.archive import Faults, Parts, close_archives, walk
 from livprep.formats.hashing import HashingReader
-from livprep.sources import anyscan, ircadb, lits
-from livprep.sources.found import Found, SourceCase
+from livprep.sources import anyscan, ircadb, lits, own
+from livprep.sources.found import Files, Found, SourceCase
 
 __all__ = [
     "CATALOG_NAME",
@@ -28,13 +28,13 @@ __all__ = [
     "source_digest",
 ]
 
-Choice = Literal["auto", "ircadb", "lits", "any"]
+Choice = Literal["auto", "ircadb", "lits", "own", "any"]
 CATALOG_NAME = "catalog.yaml"
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """Cases found, sorted by id, what was found but cannot be read, and scans that are no CT (`any` alone)."""
+    """Cases found, sorted by id, what was found but cannot be read, and scans that are known to be left out."""
 
     cases: tuple[Case, ...]
     rejected: tuple[Rejection, ...]
@@ -65,7 +65,8 @@ def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") 
     catalog
         What the data sets are.
     dataset
-        `auto` looks for 3DIRCADb and LiTS, `any` takes every CT series and NIfTI as a case of its own.
+        `auto` looks for what the catalogue lists as own, 3DIRCADb and LiTS, `any` takes every CT series and NIfTI as a
+        case of its own.
 
     Raises
     ------
@@ -75,14 +76,13 @@ def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") 
     """
     files: dict[tuple[Parts, FileRef], None] = {}  # a set in order: sources may overlap
     faults: Faults = []
-    finders = {"ircadb": ircadb.find, "lits": lits.find, "any": anyscan.find}
-    chosen = ("ircadb", "lits") if dataset == "auto" else (dataset,)
+    roots = [root for path in paths for root in _roots(Path(path))]
     try:
         for path in paths:
-            parents, own = Path(path).absolute().parent.parts, Faults()
-            files.update((((*parents, *parts), ref), None) for parts, ref in walk(Path(path), own))
-            faults.extend(((*parents, *parts), error) for parts, error in own)
-        found = [finders[name](list(files), catalog) for name in chosen]
+            parents, faulty = Path(path).absolute().parent.parts, Faults()
+            files.update((((*parents, *parts), ref), None) for parts, ref in walk(Path(path), faulty))
+            faults.extend(((*parents, *parts), error) for parts, error in faulty)
+        found = _find(list(files), catalog, dataset, roots)
     finally:
         close_archives()
     name_of = _scan_of if dataset == "any" else _case_of
@@ -90,15 +90,36 @@ def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") 
     return _merge(found, {name: Rejection(name, error.code, error.message) for name, error in named if name})
 
 
+def _roots(path: Path) -> list[Parts]:
+    """Parts that the files of a source have in front; a zip mostly holds one folder of its own name."""
+    path = path.absolute()
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return [path.parts]
+    inside = path.with_suffix("")
+    return [inside.parts, (*inside.parts, inside.name)]
+
+
+def _find(files: Files, catalog: Catalog, dataset: Choice, roots: Sequence[Parts]) -> list[Found]:
+    if dataset == "any":
+        return [anyscan.find(files, catalog)]
+    found = []
+    if dataset in ("auto", "own") and catalog.own:
+        found.append(own.find(files, catalog, roots))
+        taken = {ref for case in found[0].cases for ref in (*case.image, *(r for _, refs in case.masks for r in refs))}
+        files = [(parts, ref) for parts, ref in files if ref not in taken]
+    finders = {"ircadb": ircadb.find, "lits": lits.find}
+    return found + [find(files, catalog) for name, find in finders.items() if dataset in ("auto", name)]
+
+
 def _case_of(parts: Parts, catalog: Catalog) -> str:
     """Case that a zip or folder belongs to by its name, else the name; empty where no case needs it."""
     if parts[-1].casefold() in map(str.casefold, catalog.ircadb.layout.ignored):
         return ""
-    for part in reversed(parts):
-        number, name = catalog.ircadb.layout.case_number(part), catalog.lits.layout.parse(part)
+    for end in range(len(parts), 0, -1):
+        number, name = catalog.ircadb.layout.case_number(parts[end - 1]), catalog.lits.layout.locate(parts[:end])
         if number is not None:
             return ircadb.case_id(number)
-        if name is not None:
+        if name is not None and not (name.decathlon and name.kind == "test_volume"):
             return lits.case_id(name.number, test=name.kind.startswith("test"))
     return printable(parts[-1])
 
@@ -143,6 +164,8 @@ def read_case(case: Case, catalog: Catalog) -> SourceCase:
             return ircadb.read(case, catalog, reader)
         if case.dataset == "lits":
             return lits.read(case, catalog, reader)
+        if case.dataset == "own":
+            return own.read(case, catalog, reader)
         return anyscan.read(case, reader)
     except MemoryError as error:
         raise SourceError("IO", f"{case.case_id}: does not fit into memory") from error

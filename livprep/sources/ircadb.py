@@ -116,9 +116,8 @@ def _choose(case: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[lis
         elif role is MaskRole.DISPUTED:
             notes.append(Note("MASK_DISPUTED", f"{case}: mask {name} is not counted as hepatic tumor"))
         elif role is MaskRole.UNLISTED:
-            notes.append(
-                Note("MASK_UNLISTED", f"{case}: mask {printable(name)} is not in the catalogue and is not used")
-            )
+            detail = f"{case}: a mask folder that is not in the catalogue is not used"
+            notes.append(Note("MASK_UNLISTED", detail, private=name))
     return used, notes
 
 

@@ -1,13 +1,17 @@
-"""LiTS: volume-N and segmentation-N, test-volume-N without labels; NIfTI, plain, gzipped or zipped."""
+"""LiTS: volume-N and segmentation-N, test-volume-N without labels; NIfTI, plain, gzipped or zipped.
+
+MSD Task03 Liver is another form of it: the same numbers as `imagesTr/liver_N` and `labelsTr/liver_N`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
 from livprep.cases import Case, FileRef, Note, Rejection
-from livprep.catalog import Catalog, LitsRepair
+from livprep.catalog import Catalog, LitsFile, LitsRepair
 from livprep.errors import SourceError
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import Nifti, read_nifti, to_hu, to_labels
@@ -25,44 +29,78 @@ def case_id(number: int, *, test: bool = False) -> str:
 
 
 def find(files: Files, catalog: Catalog) -> Found:
-    """Pair volumes and segmentations by number, wherever they lie below the sources."""
-    groups: dict[tuple[str, int], list[FileRef]] = defaultdict(list)
+    """Pair volumes and segmentations by number, wherever they lie below the sources.
+
+    A number that lies there in LiTS's form and in the Decathlon's becomes two cases of one id.
+    """
+    groups: dict[LitsFile, list[FileRef]] = defaultdict(list)
     for parts, ref in files:
-        name = catalog.lits.layout.parse(parts[-1])
+        name = catalog.lits.layout.locate(parts)
         if name is not None:
-            groups[name.kind, name.number].append(ref)
+            groups[name].append(ref)
     found = Found()
-    for kind, number in sorted(groups):
-        if kind == "test_label":
+    unnamed = [name for name in groups if name.decathlon and name.kind == "test_volume"]
+    if unnamed:
+        folder = catalog.lits.layout.decathlon.test_volumes
+        detail = f"{len(unnamed)} unlabelled volumes are left out: which LiTS test cases they are is not documented"
+        found.ignored.append(Rejection(folder, "", detail))
+    for name in sorted(groups.keys() - set(unnamed), key=lambda name: (name.decathlon, name)):
+        if name.kind == "test_label":
             continue  # a submission, not part of the data set
-        if kind == "label":
-            if ("volume", number) not in groups:
-                where = groups[kind, number][0]
-                found.rejected.append(
-                    Rejection(case_id(number), "SOURCE_MISSING", f"{where}: there is no volume-{number} beside it")
-                )
+        if name.kind == "label":
+            if name._replace(kind="volume") not in groups:
+                where = groups[name][0]
+                detail = f"{where}: there is no {_name(name._replace(kind='volume'), catalog)} beside it"
+                found.rejected.append(Rejection(case_id(name.number), "SOURCE_MISSING", detail))
             continue
-        _add(found, number, groups[kind, number], groups.get(("label", number), []), kind, catalog)
-    return found
+        _add(found, name, groups[name], groups.get(name._replace(kind="label"), []), catalog)
+    return _without_links(found)
 
 
-def _add(found: Found, number: int, volumes: list[FileRef], labels: list[FileRef], kind: str, catalog: Catalog) -> None:
-    test = kind == "test_volume"
-    name = case_id(number, test=test)
+def _name(name: LitsFile, catalog: Catalog) -> str:
+    """A file's name in its form of the data set, for messages."""
+    layout = catalog.lits.layout
+    if not name.decathlon:
+        return str(getattr(layout, name.kind).format(n=name.number))
+    folder = layout.decathlon.labels if name.kind == "label" else layout.decathlon.volumes
+    return f"{folder}/{layout.decathlon.file.format(n=name.number)}"
+
+
+def _add(found: Found, name: LitsFile, volumes: list[FileRef], labels: list[FileRef], catalog: Catalog) -> None:
+    test = name.kind == "test_volume"
+    case = case_id(name.number, test=test)
     volume = prefer_loose(volumes)
-    known = catalog.lits.is_test(number) if test else catalog.lits.is_train(number)
+    known = catalog.lits.is_test(name.number) if test else catalog.lits.is_train(name.number)
     if not known:
-        found.rejected.append(Rejection(name, "CASE_UNKNOWN", f"{volume}: no LiTS case of the catalogue"))
+        found.rejected.append(Rejection(case, "CASE_UNKNOWN", f"{volume}: no LiTS case of the catalogue"))
         return
     if not test and not labels:
-        found.rejected.append(Rejection(name, "MASK_MISSING", f"{volume}: there is no segmentation-{number}"))
+        missing = _name(name._replace(kind="label"), catalog)
+        found.rejected.append(Rejection(case, "MASK_MISSING", f"{volume}: there is no {missing}"))
         return
     notes: tuple[Note, ...] = ()
     if len(volumes) > 1 or len(labels) > 1:
         copies = max(len(volumes), len(labels))
-        notes = (Note("SOURCE_TWICE", f"{name}: lies there {copies} times; the least zipped is used"),)
+        notes = (Note("SOURCE_TWICE", f"{case}: lies there {copies} times; the least zipped is used"),)
     masks = () if test else (("label", (prefer_loose(labels),)),)
-    found.cases.append(Case(name, "lits", number, (volume,), masks, notes))
+    found.cases.append(Case(case, "lits", name.number, (volume,), masks, notes))
+
+
+def _without_links(found: Found) -> Found:
+    """Drop the second form of a case where both its files are those of the first under another name."""
+    first: dict[str, Case] = {}
+    for case in found.cases:
+        if case.case_id not in first:
+            first[case.case_id] = case
+    found.cases = [case for case in found.cases if case is first[case.case_id] or not _same(case, first[case.case_id])]
+    return found
+
+
+def _same(one: Case, other: Case) -> bool:
+    """Whether two cases have the same plain files (hard or symbolic links), scan and labels alike."""
+    files = [[*case.image, *(ref for _, refs in case.masks for ref in refs)] for case in (one, other)]
+    pairs = zip(*files, strict=True)
+    return all(not a.members and not b.members and Path(a.path).samefile(b.path) for a, b in pairs)
 
 
 def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:

@@ -31,13 +31,14 @@ __all__ = [
     "ircadb_phantom",
     "lits_phantom",
     "phantom_catalog",
+    "write_decathlon",
     "write_ircadb",
     "write_lits",
     "write_phantoms",
 ]
 
 DEFAULT_SIZE = 128
-Dataset = Literal["ircadb", "lits", "both"]
+Dataset = Literal["ircadb", "lits", "decathlon", "both"]
 Progress = Callable[[str], None]
 
 
@@ -85,6 +86,14 @@ def write_lits(
         return _write({"lits": (folder, numbers)}, seed, size, gz, on_case)
 
 
+def write_decathlon(
+    dest: Path, numbers: Sequence[int], *, seed: int = 0, size: int = DEFAULT_SIZE, on_case: Progress | None = None
+) -> list[str]:
+    """Write synthetic LiTS volumes in the form of MSD Task03 Liver: `imagesTr/liver_N.nii.gz`; see `write_ircadb`."""
+    with _fresh(dest) as folder:
+        return _write({"decathlon": (folder, numbers)}, seed, size, True, on_case)
+
+
 def write_phantoms(
     dest: Path,
     dataset: Dataset,
@@ -94,13 +103,14 @@ def write_phantoms(
     size: int = DEFAULT_SIZE,
     on_case: Progress | None = None,
 ) -> list[str]:
-    """Write `cases` synthetic patients of a data set, or of each under `dest/ircadb` and `dest/lits`.
+    """Write `cases` synthetic patients of a data set, or (`both`) under `dest/ircadb` and `dest/lits`.
 
     3DIRCADb's come in order; LiTS's begin with those that show its quirks. Returns the case ids.
     """
     catalog = load_catalog()
-    every = {"ircadb": [case.number for case in catalog.ircadb.cases], "lits": lits.numbers_in_order(catalog)}
-    wanted = [name for name in every if dataset in (name, "both")]
+    volumes = lits.numbers_in_order(catalog)
+    every = {"ircadb": [case.number for case in catalog.ircadb.cases], "lits": volumes, "decathlon": volumes}
+    wanted = ["ircadb", "lits"] if dataset == "both" else [dataset]
     most = min(len(every[name]) for name in wanted)
     if not 1 <= cases <= most:
         raise UsageError("USAGE", f"{cases} phantom cases of {dataset}: expected 1 to {most}")
@@ -142,7 +152,10 @@ def _write_case(
         counts[number] = ircadb.write_case(folder, phantom, case, facts.layout, facts.masks, seed)
         return case.case_id
     phantom = lits_phantom(number, seed=seed, size=size, catalog=catalog)
-    lits.write_case(folder, phantom, number, catalog, seed, gz=gz)
+    if name == "decathlon":
+        lits.write_decathlon_case(folder, phantom, number, catalog, seed)
+    else:
+        lits.write_case(folder, phantom, number, catalog, seed, gz=gz)
     repair = catalog.lits.repair(number)
     case = catalog.ircadb.case(repair.ircadb) if repair else None
     if case is not None:

@@ -57,6 +57,20 @@ def write_case(folder: Path, phantom: Phantom, number: int, catalog: Catalog, se
     write_nifti(folder / (layout.label.format(n=number) + suffix), axis_map.apply(phantom.labels()), label_affine)
 
 
+def write_decathlon_case(folder: Path, phantom: Phantom, number: int, catalog: Catalog, seed: int) -> None:
+    """Write `imagesTr/liver_N` and `labelsTr/liver_N` with a true header, and what lies beside them in the archive."""
+    layout, header = catalog.lits.layout.decathlon, catalog.lits.header_of(number)
+    axis_map, geometry = stored_in(
+        _placed(phantom.geometry, number, seed), header.truth if header else _UNSEEN_ORIENTATION
+    )
+    name = layout.file.format(n=number) + ".nii.gz"
+    for place, values in ((layout.volumes, phantom.hu), (layout.labels, phantom.labels())):
+        (folder / place).mkdir(exist_ok=True)
+        write_nifti(folder / place / name, axis_map.apply(values), geometry.affine_ras)
+        (folder / place / f"._{name}").write_bytes(bytes.fromhex("00051607"))  # AppleDouble, as the archive has them
+    (folder / "dataset.json").write_text('{"name": "Liver", "labels": {"0": "background"}}\n', encoding="utf-8")
+
+
 def _placed(geometry: Geometry, number: int, seed: int) -> Geometry:
     """The same grid at a scanner's kind of origin; 3DIRCADb's patients keep (0, 0, 0)."""
     x, y, z = stream(seed, f"lits-{number:03d}", "origin").uniform((-220, -380, -900), (-180, -120, 200))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from livprep.cases import Case, Finding
 from livprep.catalog import Catalog
+from livprep.errors import trace
 from livprep.prepare import Preparation
 from livprep.schema import ProfileName
 from livprep.store import CaseStore, Findings, check_case
@@ -77,7 +78,7 @@ def verify_case(job: VerifyJob) -> list[Finding]:
         if job.source is not None and job.catalog is not None:
             check_source(found, case, damaged, job.source, job.catalog, job.preparation, job.profile)
     except Exception as error:  # damage can raise anything; what was found before it stays
-        log.debug("%s", job.case_id, exc_info=True)
+        log.debug("%s:\n%s", job.case_id, trace(error))
         if not found.errors:
             found.add("STORE_DECODE", f"cannot be read ({type(error).__name__})")
     return found.found

@@ -198,11 +198,11 @@ def _in_files(path: Path, catalog: Catalog) -> tuple[list[Case], list[Rejection]
 def _recognized(case: Case, catalog: Catalog) -> Case | None:
     """A scan of no data set that by its name or folder is one of a known data set, without masks; else None."""
     ref = case.image[0]
-    named = catalog.lits.layout.parse(ref.name)
-    if named is not None and named.kind in ("volume", "test_volume"):
+    folders = _folders(ref)
+    named = catalog.lits.layout.locate((*folders, ref.name))
+    if named is not None and (named.kind == "volume" or (named.kind == "test_volume" and not named.decathlon)):
         prefix = "litstest" if named.kind == "test_volume" else "lits"
         return Case(f"{prefix}-{named.number:03d}", "lits", named.number, case.image)
-    folders = _folders(ref)
     if catalog.ircadb.layout.scan.lower() in (folder.lower() for folder in folders):
         numbers = (catalog.ircadb.layout.case_number(folder) for folder in reversed(folders))
         number = next((number for number in numbers if number is not None), None)

@@ -54,7 +54,7 @@ def test_the_demo_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/store-format.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/own-data.md", "docs/store-format.md"])
 def test_links_of_the_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)

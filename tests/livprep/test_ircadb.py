@@ -175,7 +175,7 @@ def test_names_match_exactly_but_for_case(tmp_path: Path) -> None:
     assert not (source.volume.label_map.labels == Label.TUMOR).any()
     np.testing.assert_array_equal(source.volume.label_map.labels > 0, masks["Liver"] > 0)
     assert codes(source) == ["MASK_UNLISTED", "MASK_UNLISTED"]
-    assert {note.detail.split()[2] for note in source.notes if note.code == "MASK_UNLISTED"} == {
+    assert {note.private for note in source.notes if note.code == "MASK_UNLISTED"} == {
         "tumour",
         "livertumor99",
     }

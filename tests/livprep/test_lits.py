@@ -14,7 +14,7 @@ from livprep.catalog import Catalog, load_catalog
 from livprep.errors import SourceError
 from livprep.prepare import Preparation, prepare
 from livprep.sources import Discovery, SourceCase, discover, read_case, source_digest
-from livprep.synthesis import lits_phantom
+from livprep.synthesis import lits_phantom, write_decathlon
 
 CATALOG = load_catalog()
 IDENTITY = np.eye(4)
@@ -144,6 +144,102 @@ def test_files_of_other_names_are_nothing(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     found = discover([tmp_path], CATALOG)
     assert (found.cases, found.rejected) == ((), ())
+
+
+# --- MSD Task03 Liver -------------------------------------------------------------------------------------------
+
+
+def decathlon_pair(root: Path, number: int, *, seed: int = 0) -> tuple[Path, Path]:
+    """imagesTr/liver_N and labelsTr/liver_N of 4 x 6 x 5 voxels with a plain affine."""
+    paths = []
+    for path, folder in zip(lits_pair(root, number, seed=seed), ("imagesTr", "labelsTr"), strict=True):
+        (root / folder).mkdir(exist_ok=True)
+        paths.append(path.rename(root / folder / f"liver_{number}.nii"))
+    return paths[0], paths[1]
+
+
+def test_phantoms_of_the_decathlon_become_the_same_lps_arrays(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "in", (28, 68), seed=PHANTOM_SEED, size=PHANTOM_SIZE)
+    own = load_catalog(tmp_path / "in" / "catalog.yaml")
+    found = discover([tmp_path / "in"], own)
+    assert ([case.case_id for case in found.cases], found.rejected) == (["lits-028", "lits-068"], ())
+    for case in found.cases:
+        source = read_case(case, own)
+        phantom = lits_phantom(case.number, seed=PHANTOM_SEED, size=PHANTOM_SIZE, catalog=CATALOG)
+        prepared = prepare(source.volume, Preparation())
+        np.testing.assert_array_equal(prepared.image.hu, phantom.hu)
+        np.testing.assert_array_equal(prepared.label_map.labels, phantom.labels())
+        np.testing.assert_allclose(prepared.geometry.spacing_mm, phantom.geometry.spacing_mm, atol=1e-3)
+        assert (source.repairs, codes(source)) == ((), [])
+    assert source.patient == "lits-068"
+    assert read_case(found.cases[0], own).patient == "ircadb-01"
+
+
+def test_the_decathlons_names_count_in_its_folders_alone(tmp_path: Path) -> None:
+    volume, label = decathlon_pair(tmp_path / "in", 3)
+    (tmp_path / "in" / "dataset.json").write_text("{}")
+    (volume.parent / "._liver_3.nii").write_bytes(b"")
+    for other in ("elsewhere/liver_4.nii", "imagesTr/deeper/liver_5.nii", "imagesTr/liver_x.nii", "labelsTr/notes.txt"):
+        (tmp_path / "in" / other).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / other).write_bytes(b"")
+    found = discover([tmp_path / "in"], CATALOG)
+    assert [(case.case_id, case.notes) for case in found.cases] == [("lits-003", ())]
+    assert (found.rejected, found.ignored) == ((), ())
+    assert [case.case_id for case in discover([volume, label], CATALOG).cases] == ["lits-003"]
+    zip_folder(tmp_path / "in" / "imagesTr")
+    assert [case.case_id for case in discover([tmp_path / "in"], CATALOG).cases] == ["lits-003"]
+
+
+def test_the_decathlons_repair_needs_an_identity_header_too(tmp_path: Path) -> None:
+    volume, label = decathlon_pair(tmp_path, 28)
+    assert read_one(tmp_path).repairs == ()
+    for path, values in ((volume, scan().image.hu), (label, scan().label_map.labels)):
+        path.write_bytes(nifti_bytes(values, IDENTITY))
+    assert codes(read_one(tmp_path)) == ["REPAIRED"]
+
+
+def test_halves_and_unknown_numbers_of_the_decathlon(tmp_path: Path) -> None:
+    decathlon_pair(tmp_path, 3)[1].unlink()
+    decathlon_pair(tmp_path, 4)[0].unlink()
+    decathlon_pair(tmp_path, 131)
+    found = discover([tmp_path], CATALOG)
+    assert rejections(found) == [
+        ("lits-003", "MASK_MISSING"),
+        ("lits-004", "SOURCE_MISSING"),
+        ("lits-131", "CASE_UNKNOWN"),
+    ]
+    assert "there is no labelsTr/liver_3" in found.rejected[0].detail
+    assert "there is no imagesTr/liver_4" in found.rejected[1].detail
+
+
+def test_the_decathlons_test_set_is_named_and_left_out(tmp_path: Path) -> None:
+    volume, _ = decathlon_pair(tmp_path, 3)
+    (tmp_path / "imagesTs").mkdir()
+    for number in (141, 142):
+        (tmp_path / "imagesTs" / f"liver_{number}.nii").write_bytes(volume.read_bytes())
+    found = discover([tmp_path], CATALOG)
+    assert [case.case_id for case in found.cases] == ["lits-003"]
+    assert found.rejected == ()
+    ((name, detail),) = [(entry.case_id, entry.detail) for entry in found.ignored]
+    assert (name, detail[:41]) == ("imagesTs", "2 unlabelled volumes are left out: which ")
+    alone = discover([tmp_path / "imagesTs"], CATALOG, "any")
+    assert [case.case_id for case in alone.cases] == ["liver_141", "liver_142"]
+
+
+def test_both_forms_of_a_number_are_one_case_too_many(tmp_path: Path) -> None:
+    decathlon_pair(tmp_path / "msd", 3)
+    lits_pair(tmp_path / "lits", 3)
+    found = discover([tmp_path], CATALOG)
+    assert [entry.code for entry in found.rejected] == ["CASE_DUPLICATE"]
+    assert "volume-3.nii and again at" in found.rejected[0].detail
+
+
+def test_links_to_the_same_files_are_no_second_case(tmp_path: Path) -> None:
+    volume, label = decathlon_pair(tmp_path, 3)
+    (tmp_path / "volume-3.nii").symlink_to(volume)
+    (tmp_path / "segmentation-3.nii").hardlink_to(label)
+    found = discover([tmp_path], CATALOG)
+    assert ([case.case_id for case in found.cases], found.rejected) == (["lits-003"], ())
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------
