@@ -71,10 +71,10 @@ def staged(store: Path, name: str) -> Iterator[Path]:
 def _remove_tree(folder: Path) -> None:
     """Delete a folder for good; in a run that is stopped zarr's own thread may still write into it for a moment."""
     for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
-        time.sleep(0.02)
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)  # a file written meanwhile brings the folder back
 
 
 @contextlib.contextmanager
