@@ -631,3 +631,13 @@ def test_verbose_shows_the_traceback_of_a_defect(
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("livprep: INTERNAL: ZeroDivisionError: division by zero. ")
+
+
+def test_a_decathlon_folder_is_ingested_and_its_test_set_named(livprep: Callable[..., Outcome], tmp_path: Path) -> None:
+    root = tmp_path / "Task03_Liver"
+    assert livprep("phantom", root, "--dataset", "decathlon", "--cases", 1, "--size", 32).code == 0
+    (root / "imagesTs").mkdir()
+    (root / "imagesTs" / "liver_140.nii.gz").write_bytes(b"")
+    outcome = livprep("ingest", root, "--store", tmp_path / "s", "--workers", 1, "--json")
+    assert (outcome.code, json.loads(outcome.out)["case"]) == (0, "lits-000")
+    assert "imagesTs: 1 unlabelled volumes are left out" in outcome.err
