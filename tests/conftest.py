@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import sys
@@ -86,12 +87,13 @@ def livprep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["livprep", *map(str, arguments)])
         capsys.readouterr()
-        handler = signal.getsignal(signal.SIGTERM)
+        handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
         try:
             with pytest.raises(SystemExit) as stop:
                 main()
         finally:
             signal.signal(signal.SIGTERM, handler)
+            logging.getLogger().setLevel(level)  # -v is of one command
         captured = capsys.readouterr()
         code = stop.value.code
         return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
