@@ -136,7 +136,10 @@ def _write(
                 on_case(case_id)
     text = f"# The catalogue of phantoms of seed {seed} and size {size}: synthetic, no patient's data.\n"
     text += dump_catalog(phantom_catalog(catalog, seed=seed, size=size, counts=counts))
-    for folder, _ in targets.values():
+    folders = [folder for folder, _ in targets.values()]
+    if len(folders) > 1:
+        folders.append(folders[0].parent)  # so that the parent of all can be ingested in one go
+    for folder in folders:
         (folder / FILE_NAME).write_text(text, encoding="utf-8")
     return sorted(written)
 

@@ -196,3 +196,23 @@ def test_full_disks_and_quotas_are_recognised() -> None:
     assert is_disk_full(OSError(errno.ENOSPC, ""))
     assert is_disk_full(OSError(errno.EDQUOT, ""))
     assert not is_disk_full(OSError(errno.EIO, ""))
+
+
+def test_replacing_a_case_makes_its_channels_anew(ircadb: IngestJob) -> None:
+    ingest_case(ircadb)
+    windows = [Window(60.0, 140.0), Window(40.0, 220.0)]
+    for order, window in enumerate(windows):
+        WindowJob(ircadb.name, ircadb.store, window, order).run()
+    assert ingest_case(replace(ircadb, replace=True)).status == "published"
+    case = open_store(ircadb.store)[ircadb.name]
+    assert list(case.windows) == windows
+    assert (case.read_window("wl40_ww220") == windows[1].apply(case.read_hu())).all()
+
+
+def test_a_case_too_damaged_to_name_its_channels_is_replaced_all_the_same(ircadb: IngestJob) -> None:
+    ingest_case(ircadb)
+    WindowJob(ircadb.name, ircadb.store, Window(40.0, 220.0), 0).run()
+    case = open_store(ircadb.store)[ircadb.name]
+    (case.path / "windows" / "wl40_ww220" / "zarr.json").write_text("{")
+    assert ingest_case(replace(ircadb, replace=True)).status == "published"
+    assert open_store(ircadb.store)[ircadb.name].window_names == []

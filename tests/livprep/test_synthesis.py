@@ -252,7 +252,7 @@ def test_both_data_sets_follow_from_the_seed_to_the_byte(tmp_path: Path) -> None
     assert _digest(tmp_path / "a") == _digest(tmp_path / "b") != _digest(tmp_path / "c")
     one, other = ((tmp_path / "a" / name / FILE_NAME).read_bytes() for name in ("ircadb", "lits"))
     assert one == other
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ircadb", "lits"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [FILE_NAME, "ircadb", "lits"]
 
 
 def test_an_empty_folder_is_used_as_it_is(tmp_path: Path) -> None:
@@ -355,3 +355,9 @@ def test_nifti_reads_back(tmp_path: Path, affine: np.ndarray) -> None:
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
         np.testing.assert_allclose(image.get_qform(), affine, atol=1e-5)
         assert image.header.get_xyzt_units()[0] == "mm"
+
+
+def test_phantoms_of_both_data_sets_can_be_ingested_from_their_common_folder(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", "both", cases=2, seed=0, size=32)
+    folders = [tmp_path / "data", tmp_path / "data" / "ircadb", tmp_path / "data" / "lits"]
+    assert len({(folder / FILE_NAME).read_bytes() for folder in folders}) == 1
