@@ -22,7 +22,7 @@ from livprep.schema import Profile
 from livprep.store.layout import FileFacts
 
 blosc.use_threads = False
-"""numcodecs' own switch: one thread encodes, so that a worker takes one core and the lock of the interpreter is free."""
+"""numcodecs' own switch: one thread encodes, so that a worker takes one core and the interpreter's lock is free."""
 
 Shape = tuple[int, int, int]
 Region = tuple[slice, slice, slice]
