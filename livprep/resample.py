@@ -76,7 +76,8 @@ def axis_taps(n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bo
 
 def _positions(n_in: int, n_out: int, ratio: float) -> npt.NDArray[np.float64]:
     """Index on the old axis of each voxel of the new one, which has the same center."""
-    return (np.arange(n_out) - (n_out - 1) / 2) * ratio + (n_in - 1) / 2
+    index = np.arange(n_out, dtype=np.float64)
+    return np.asarray((index - (n_out - 1) / 2) * ratio + (n_in - 1) / 2, dtype=np.float64)
 
 
 def _apply_axes(

@@ -120,8 +120,11 @@ def vote(labels: LabelArray, z: AxisNeighbors, y: AxisNeighbors, x: AxisNeighbor
         Positions of the output's voxels.
     """
     out = np.zeros((len(z.lower), len(y.lower), len(x.lower)), dtype=np.uint8)
-    axes = [part for axis in (z, y, x) for part in (axis.lower, axis.upper, axis.share)]
-    _vote(labels, labels.any(axis=2), *axes, np.zeros(len(Label), dtype=np.float64), out)
+    sums = np.zeros(len(Label), dtype=np.float64)
+    _vote(
+        labels, labels.any(axis=2), z.lower, z.upper, z.share, y.lower, y.upper, y.share, x.lower, x.upper, x.share,
+        sums, out,
+    )  # fmt: skip
     return out
 
 

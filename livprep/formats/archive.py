@@ -32,8 +32,9 @@ MAX_DEPTH = 3
 _SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED, _UTF8 = 0x1, 0x800
+_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, isal_zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    zipfile.BadZipFile, zlib.error, _InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
 """All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""

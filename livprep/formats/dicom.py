@@ -92,7 +92,7 @@ def read_mask(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Mask
         odd = inside & (values != 1) & (values != 255)
         if odd.any():
             found = np.unique(values[odd])[:5].tolist()
-            raise SourceError("MASK_VALUE", f"{role}: {entry} holds {found}, expected 0, 1 and 255")
+            raise SourceError("MASK_VALUE", f"mask {role}: {entry} holds {found}, expected 0, 1 and 255")
     return MaskSeries(mask, geometry)
 
 

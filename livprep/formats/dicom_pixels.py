@@ -28,7 +28,7 @@ class StoredPixels:
     ----------
     ref
         File, for messages.
-    dataset
+    elements
         Parsed file that holds the values.
     frame, frames
         Index of this frame from 0, and how many the file holds.
@@ -45,7 +45,7 @@ class StoredPixels:
     """
 
     ref: FileRef
-    dataset: Any
+    elements: Elements
     frame: int
     frames: int
     rows: int
@@ -95,23 +95,23 @@ class StoredPixels:
     def release(self) -> None:
         """Give the memory of a decoded slice back; the frames of one file go together with their series."""
         if self.frames == 1:
-            del self.dataset.PixelData
+            self.elements.release()
 
     def _stored(self) -> npt.NDArray[Any]:
-        syntax = self.dataset.file_meta.TransferSyntaxUID
-        if "PixelData" not in self.dataset or self.dataset.PixelData is None:
+        syntax = self.elements.dataset.file_meta.TransferSyntaxUID
+        data: Any = self.elements.pixel_data
+        if data is None:
             raise SourceError("PIXELDATA_MISSING", f"{self.ref}: has no pixel data")
         if syntax.is_compressed:
             values = self._decompress()
             return self._value_bits(values) if syntax == _RLE else values  # all others code values, not words
-        data = self.dataset.PixelData
         size = self.rows * self.columns * self.bits // 8
         if len(data) < size * self.frames:
             raise SourceError(
                 "PIXELDATA_SHORT", f"{self.ref}: holds {len(data)} pixel bytes, expected {size * self.frames}"
             )
         kind = f"{'<' if syntax.is_little_endian else '>'}{'i' if self.signed else 'u'}{self.bits // 8}"
-        if self.bits == 8 and not syntax.is_little_endian and self.dataset["PixelData"].VR == "OW":
+        if self.bits == 8 and not syntax.is_little_endian and self.elements.pixel_words:
             data = np.frombuffer(data, "u2", len(data) // 2).byteswap().tobytes()  # bytes travel as swapped words
         values = np.frombuffer(data, kind, self.rows * self.columns, offset=size * self.frame)
         return self._value_bits(values.reshape(self.shape))
@@ -122,7 +122,7 @@ class StoredPixels:
         return (values << above) >> unused if unused else values
 
     def _decompress(self) -> npt.NDArray[Any]:
-        syntax = self.dataset.file_meta.TransferSyntaxUID
+        syntax = self.elements.dataset.file_meta.TransferSyntaxUID
         try:
             available = get_decoder(syntax).is_available
         except NotImplementedError:
@@ -133,7 +133,7 @@ class StoredPixels:
                 f"{self.ref}: pixel data in {syntax.name} cannot be decoded; install the extra livprep[codecs]",
             )
         try:
-            values: npt.NDArray[Any] = pixel_array(self.dataset, index=self.frame)
+            values: npt.NDArray[Any] = pixel_array(self.elements.dataset, index=self.frame)
         except Exception as error:  # decoders raise almost anything on damaged bytes
             raise SourceError(
                 "PIXELDATA_CODEC", f"{self.ref}: damaged {syntax.name} ({type(error).__name__})"
@@ -184,7 +184,7 @@ def describe_pixels(
         )
     signed = bool(int(elements.get("PixelRepresentation") or 0))
     return StoredPixels(
-        ref, elements.dataset, frame, frames, rows, columns, bits, bits_stored, high_bit, signed, rescale,
+        ref, elements, frame, frames, rows, columns, bits, bits_stored, high_bit, signed, rescale,
         _padding(elements, bits, signed=signed),
     )  # fmt: skip
 

@@ -5,20 +5,18 @@ Header text of a patient never enters a message or a log.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, check_expansion, guarded, is_localizer
 from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
-from livprep.formats.dicom_values import Elements
+from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
 
 _MACROS = {
@@ -112,8 +110,8 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
     """
     with guarded(ref):
         check_expansion(ref, data)
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        elements = Elements(dataset)
+        elements = parse(data)
+        dataset = elements.dataset
         frames = int(elements.get("NumberOfFrames") or 1)
         grouped = "PerFrameFunctionalGroupsSequence" in dataset
         if not grouped and frames == 1 and str(elements.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:

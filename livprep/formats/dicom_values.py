@@ -1,17 +1,30 @@
-"""Values of single elements, read from their raw bytes.
+"""The elements of one DICOM file, read from their raw bytes.
 
-pydicom makes an object of several layers of each element that is looked at, which costs more than reading a slice.
-The few elements that a reader of CT needs are short numbers and words, and mostly the same in all slices.
+pydicom makes an object of several layers of each element that is looked at, and copies the pixel data; both cost
+more than all the rest of reading a slice. The few elements that a reader of CT needs are short numbers and words,
+mostly the same in all slices, and the pixels can stay where they are.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 from typing import Any
 
+import pydicom
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
 
+from livprep.formats.dicom_header import file_meta, is_dicom
+
+_PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
+"""Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
+_PIXEL_DATA = 0x7FE00010
+_LONG_BYTES = 4096
+_UNDEFINED = 0xFFFFFFFF
 _WORDS = {"CS", "UI", "SH", "LO"}
 _WHOLE = {"US": (2, False), "SS": (2, True), "UL": (4, False), "SL": (4, True)}
 _KNOWN = {"DS", "IS", *_WORDS, *_WHOLE}
@@ -31,11 +44,14 @@ class Elements:
     ----------
     dataset
         As parsed; what needs more than a look at its bytes is left to it.
+    file
+        The file's bytes, where the pixel data was left there by the parser.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, file: bytes = b"") -> None:
         self.dataset = dataset
         self._by_tag = {int(tag): element for tag, element in dataset.items()}
+        self._file = file
 
     def get(self, keyword: str) -> Any:
         """Value of an element as `dataset.get(keyword)` gives it, several values as a tuple; None where it is empty.
@@ -55,6 +71,58 @@ class Elements:
         if kind not in _KNOWN or not isinstance(element.value, bytes):
             return self.dataset.get(keyword)
         return _parse(kind, element.value, element.is_little_endian)
+
+    @property
+    def pixel_data(self) -> memoryview | None:
+        """Bytes of the pixel data as far as the file holds them; None where there is none."""
+        element = self._by_tag.get(_PIXEL_DATA)
+        if element is None:
+            return None
+        if element.value is None and isinstance(element, RawDataElement) and self._file:
+            return memoryview(self._file)[element.value_tell : element.value_tell + element.length]
+        return None if element.value is None else memoryview(element.value)
+
+    @property
+    def pixel_words(self) -> bool:
+        """Whether the pixel data travels as words of 16 bits (PS3.5, 8.1.1)."""
+        return bool(self._by_tag[_PIXEL_DATA].VR == "OW")
+
+    def release(self) -> None:
+        """Give the memory of the pixel data back."""
+        self._file = b""
+        self._by_tag.pop(_PIXEL_DATA, None)
+        if _PIXEL_DATA in self.dataset:
+            del self.dataset[_PIXEL_DATA]
+
+
+def parse(data: bytes) -> Elements:
+    """Parse a file's elements; pixel data that is not compressed stays in `data`.
+
+    Raises
+    ------
+    Exception
+        Whatever pydicom raises on damaged bytes.
+    """
+    syntax, start = file_meta(data)
+    implicit = _PLAIN.get(syntax)
+    if implicit is None or not is_dicom(data):
+        return Elements(pydicom.dcmread(io.BytesIO(data)))
+    stream = io.BytesIO(data)
+    stream.seek(start)
+    dataset = read_dataset(stream, implicit, True, defer_size=_LONG_BYTES)
+    dataset.file_meta = _meta(syntax)
+    elements = Elements(dataset, data)
+    plain = elements.dataset.get_item(_PIXEL_DATA, keep_deferred=True)
+    if plain is not None and plain.length == _UNDEFINED:  # not allowed here (PS3.5, A.4), but seen
+        return Elements(pydicom.dcmread(io.BytesIO(data)))
+    return elements
+
+
+@functools.cache
+def _meta(syntax: bytes) -> FileMetaDataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = UID(syntax.decode("ascii"))
+    return meta
 
 
 @functools.lru_cache(maxsize=4096)

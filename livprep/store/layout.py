@@ -122,7 +122,8 @@ def file_sha256(path: Path) -> str:
 
 def json_text(data: Any) -> str:
     """The one JSON text of a value; `verify` compares files with it to the byte."""
-    return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    # without indentation, which Python's slow encoder writes
+    return json.dumps(data, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, data: Any) -> None:

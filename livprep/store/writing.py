@@ -15,7 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
-from livprep.labels import UNLABELLED, Label, LabelArray
+from livprep.labels import UNLABELLED, Label, LabelArray, label_counts, voxels_at
 from livprep.prepare import Preparation
 from livprep.provenance import package_version
 from livprep.schema import (
@@ -289,29 +289,17 @@ def _write_index(folder: Path, case_id: str, labels: LabelArray | None, counts: 
 def index_points(case_id: str, labels: LabelArray, label: Label) -> npt.NDArray[np.int16]:
     """Coordinates `(n, 3)` (z, y, x) that the sampling index of a case holds of a label."""
     seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
-    return _sample_points(labels, label, np.random.default_rng([seed, int(label)]))
+    total = label_counts(labels)[label.name.lower()]
+    return _sample_points(labels, label, total, np.random.default_rng([seed, int(label)]))
 
 
-def _sample_points(labels: LabelArray, label: Label, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order.
-
-    Slice by slice: a list of all background voxels would be eight times the size of the scan.
-    """
-    per_slice = np.array([np.count_nonzero(section == label) for section in labels])
-    ends = np.cumsum(per_slice)
-    total = int(ends[-1])
+def _sample_points(labels: LabelArray, label: Label, total: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order."""
     if total > INDEX_POINTS:
         ranks = np.sort(rng.choice(total, INDEX_POINTS, replace=False, shuffle=False))
     else:
         ranks = np.arange(total)
-    points = np.empty((len(ranks), 3), dtype=np.int16)
-    slices = np.searchsorted(ends, ranks, side="right")
-    for z in np.unique(slices):
-        chosen = slices == z
-        flat = np.flatnonzero(labels[z].ravel() == label)[ranks[chosen] - (ends[z] - per_slice[z])]
-        points[chosen, 0] = z
-        points[chosen, 1], points[chosen, 2] = np.unravel_index(flat, labels.shape[1:])
-    return points
+    return voxels_at(labels, label, ranks)
 
 
 def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
