@@ -12,7 +12,7 @@ from livprep.anatomy import doubts
 from livprep.cases import Case, Note, Receipt
 from livprep.catalog import Catalog
 from livprep.errors import GeometryError, LivError, SourceError, trace
-from livprep.fingerprint import fingerprint
+from livprep.fingerprint import fingerprint_of
 from livprep.labels import Label, label_counts
 from livprep.prepare import Preparation, prepare
 from livprep.provenance import digest_of
@@ -161,7 +161,8 @@ def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseM
         hu_max=int(volume.image.hu.max()),
         label_map={label.name.lower(): int(label) for label in Label},
         label_voxels=None if volume.label_map is None else label_counts(volume.label_map.labels),
-        fingerprint=fingerprint(source.volume.image.hu),
+        fingerprint=fingerprint_of(source.look.counts),
+        hu_sanity=source.look.intensity,
         repairs=list(source.repairs),
         warnings=[str(note) for note in notes],
     )

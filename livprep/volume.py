@@ -11,6 +11,9 @@ from livprep.errors import GeometryError
 from livprep.geometry import Geometry
 from livprep.labels import LabelArray
 
+LOWEST_HU = -32768
+"""What the first entry of a `histogram` counts."""
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -63,3 +66,14 @@ class LabelledVolume:
     def geometry(self) -> Geometry:
         """The common grid."""
         return self.image.geometry
+
+
+def histogram(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """Count each of the 65,536 values of an int16 array of two or more axes; entry k counts `LOWEST_HU` + k.
+
+    Slice by slice: what is widened on the way stays small.
+    """
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for section in hu:
+        counts += np.bincount(np.ascontiguousarray(section).view(np.uint16).ravel(), minlength=counts.size)
+    return np.roll(counts, counts.size // 2)  # 0...32767 come before the negative values in two's complement
