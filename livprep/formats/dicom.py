@@ -13,6 +13,7 @@ import numpy as np
 
 from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
+from livprep.formats.bounded import FREE_BYTES, MAX_EXPANSION, is_amplified
 from livprep.formats.dicom_checks import (
     AIR_HU,
     check_complete,
@@ -66,6 +67,7 @@ def read_series(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Se
     return Series(series.hu, series.geometry, (*series.notes, note))
 
 
+@np.errstate(all="ignore")  # odd numbers are refused by value, without numpy's remarks
 def assemble(role: str, slices: list[Slice]) -> Series:
     """Check that slices form one series, decode and stack them along the normal; empties `slices`."""
     check_uniform(role, slices)
@@ -83,10 +85,24 @@ def assemble(role: str, slices: list[Slice]) -> Series:
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
     notes = [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
+    _check_memory(role, slices)
     hu, padding = _decode(role, slices)
     notes += [*check_rescale(role, slices, hu), *padding]
     slices.clear()
     return Series(hu, geometry, tuple(notes))
+
+
+def _check_memory(role: str, slices: Sequence[Slice]) -> None:
+    """Refuse pixels that the files cannot hold, before there is an array for them."""
+    rows, columns = slices[0].pixels.shape
+    needed = 2 * len(slices) * rows * columns  # HU are int16
+    stored = sum({id(entry.pixels.dataset): entry.pixels.stored_bytes for entry in slices}.values())
+    if is_amplified(needed, stored):
+        raise SourceError(
+            "SERIES_LIMIT",
+            f"{role}: {len(slices)} slices of {rows} x {columns} pixels from {stored} bytes, "
+            f"expected {FREE_BYTES} bytes of HU at most, or {MAX_EXPANSION} for each byte",
+        )
 
 
 def _decode(role: str, slices: Sequence[Slice]) -> tuple[IntArray, tuple[Note, ...]]:
