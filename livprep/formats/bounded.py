@@ -19,7 +19,8 @@ MAX_EXPANSION = 50
 """Beyond that, bytes of memory for a byte on disk; CT shrinks 2- to 4-fold, as float64 up to about 15-fold."""
 MAX_DIRECTORY_BYTES = 24 << 20
 """Of a zip's central directory: 200,000 entries with names of 80 characters."""
-_STEP = 1 << 20
+_STEP, _SMALL_STEP = 1 << 20, 4096
+"""Bytes read at once; zipfile decodes all of what it reads of bzip2 and LZMA, where 4 kB make up to 92 MB."""
 _LOCAL_HEADER_BYTES = 30
 
 
@@ -59,9 +60,10 @@ def read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int | None
     `ZipFile.read` inflates up to 1 GiB at once before it compares with the stated size.
     """
     wanted = info.file_size if size is None else min(size, info.file_size)
+    step = _STEP if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else _SMALL_STEP
     buffer = io.BytesIO()
     with archive.open(info) as entry:
-        while (left := wanted - buffer.tell()) > 0 and (piece := entry.read(min(left, _STEP))):
+        while (left := wanted - buffer.tell()) > 0 and (piece := entry.read(min(left, step))):
             buffer.write(piece)
         if size is None and entry.read(1):  # the CRC is compared when the end is reached
             raise zipfile.BadZipFile("holds more than it states")

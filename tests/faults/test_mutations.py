@@ -1,4 +1,4 @@
-"""Damaged inputs of every reader by the ten thousand: each is read or refused with a code, in bounded time and memory."""
+"""Damaged inputs of every reader, by the ten thousand: read or refused with a code, in bounded time and memory."""
 
 from __future__ import annotations
 
