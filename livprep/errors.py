@@ -186,6 +186,11 @@ CODES: dict[str, CodeInfo] = {
     "ARCHIVE_BAD": CodeInfo("A zip is damaged or hostile.", "Download it again.", _CASE),
     "ARCHIVE_LIMIT": CodeInfo("A zip expands beyond the limits.", "Check where it comes from.", _CASE),
     "GZIP_CORRUPT": CodeInfo("A gzip stream is truncated or fails its CRC.", "Download the file again.", _CASE),
+    "GZIP_LIMIT": CodeInfo(
+        "A NIfTI expands beyond what its size on disk can account for, or goes on behind its voxels.",
+        "Check where it comes from; save large label volumes as 8-bit integers.",
+        _CASE,
+    ),
     "NIFTI_HEADER": CodeInfo("The NIfTI header is unusable.", "Check the file.", _CASE),
     "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
     "NIFTI_AFFINE": CodeInfo(
@@ -278,6 +283,11 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_MODALITY": CodeInfo("A slice of the scan is of another modality than CT.", "Keep CT alone.", _CASE),
     "SERIES_FRAMES": CodeInfo(
         "A file of many frames does not say where each of them lies.", "Export the series again.", _CASE
+    ),
+    "SERIES_LIMIT": CodeInfo(
+        "The pixels would take far more memory than the files can account for.",
+        "Check where the files come from.",
+        _CASE,
     ),
     "SERIES_FRAME_OF_REFERENCE": CodeInfo(
         "Slices of a series have different frames of reference: the patient moved between them.",
