@@ -112,11 +112,11 @@ class ResEncUNet(nn.Module):
         Raises
         ------
         UsageError
-            The input has another channel count, a size that is no multiple of 32, or only 32 voxels on every axis
-            in training, where nothing is left to normalize.
+            The input has another channel count, a size that is no multiple of 32, or only 32 voxels on every
+            axis, where one voxel is left to normalize.
         """
         check_input(x_BCZYX, self.in_channels, (self.stride,) * 3)
-        if self.training and max(x_BCZYX.shape[2:]) == self.stride:
+        if max(x_BCZYX.shape[2:]) == self.stride:
             raise UsageError(
                 "CONFIG_INVALID",
                 f"network input of {tuple(x_BCZYX.shape[2:])} voxels (zyx): expected more than {self.stride} along "

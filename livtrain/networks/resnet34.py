@@ -7,6 +7,7 @@ beside it, two convolutions with batch norm; 256-128-64-32-16 channels.
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Mapping
 from urllib.error import URLError
@@ -19,6 +20,7 @@ WEIGHTS_URL = "https://download.pytorch.org/models/resnet34-b627a593.pth"
 """torchvision's `ResNet34_Weights.IMAGENET1K_V1`; the name carries the start of its sha256, which is checked."""
 IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226
 """Means over the three colors of ImageNet's (.485, .456, .406) and (.229, .224, .225): CT has no colors."""
+_TIMEOUT_S = 20.0
 _BLOCKS = (3, 4, 6, 3)
 _DECODER = (256, 128, 64, 32, 16)
 
@@ -147,7 +149,12 @@ def fetch_imagenet() -> Mapping[str, Tensor]:
     URLError, OSError, RuntimeError
         Not reachable, not writable, or not what its name says.
     """
-    weights: Mapping[str, Tensor] = torch.hub.load_state_dict_from_url(
-        WEIGHTS_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
-    )
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)  # torch.hub sets none: where packets are dropped it would hang
+    try:
+        weights: Mapping[str, Tensor] = torch.hub.load_state_dict_from_url(
+            WEIGHTS_URL, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    finally:
+        socket.setdefaulttimeout(before)
     return weights
