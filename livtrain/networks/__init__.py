@@ -157,7 +157,7 @@ def build_network(
     width
         Size; 16 is the published one of every network, other channel counts are in proportion.
     dropout
-        Probability of every dropout; None is the network's own.
+        Probability of every dropout; None is the network's own. Every network can have 0.
     recompute
         Activation checkpointing.
     pretrained
@@ -169,7 +169,7 @@ def build_network(
         No network has that name, it lacks an option that was asked for, or a count is not positive.
     """
     entry = get_network(name)
-    asked = {"dropout": dropout is not None, "recompute": recompute, "pretrained": pretrained}
+    asked = {"dropout": bool(dropout), "recompute": recompute, "pretrained": pretrained}
     if lacking := [option for option, given in asked.items() if given and option not in entry.options]:
         raise UsageError("CONFIG_INVALID", f"network {name} has no {' or '.join(lacking)} to set")
     if min(in_channels, out_channels, width) < 1:

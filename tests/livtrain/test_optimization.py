@@ -21,7 +21,7 @@ from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings, load_settings, resolve
 from livtrain.inference.predictor import load_stage
 from livtrain.networks import NETWORKS
-from livtrain.trainer import StepReport, Stopped, fit, memory, run
+from livtrain.trainer import StepReport, Stopped, fit, journal, memory, run
 from livtrain.trainer.memory import batch_by_memory, estimated_bytes
 from livtrain.trainer.optimization import (
     Ema,
@@ -36,6 +36,13 @@ SMALL = (
     "patch_zyx=[8,16,16]", "width=2", "steps=4", "validate_every=0", "checkpoint_s=1000", "batch=2", "overlap=0",
     "dropout=0.3", "train_dice_cases=0", "windows=hu:40/220",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of so short a run; `test_trainer` looks at the pictures."""
+    monkeypatch.setattr(journal, "draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr(journal, "draw_preview", lambda *_, **__: None)
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +167,7 @@ def test_the_loss_is_that_of_a_compiled_network(tmp_path: Path, monkeypatch: pyt
 def test_every_network_trains_validates_and_loads_again(name: str, tmp_path: Path) -> None:
     z, y, x = NETWORKS[name].multiple_zyx
     patch = f"patch_zyx=[{z},{y},{2 * x if z > 1 else x}]"
-    settings = _settings(f"network={name}", patch, "dropout=null", "steps=2", "validate_every=2", "stage=tumor")
+    settings = _settings(f"network={name}", patch, "dropout=0", "steps=2", "validate_every=2", "stage=tumor")
     store = fake_store(2, (24, 32, 64))
     summary = fit(store, settings, tmp_path)
     assert summary.network == name
@@ -172,7 +179,7 @@ def test_every_network_trains_validates_and_loads_again(name: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["network=unet2d", "dropout=0.1"], "network unet2d has no dropout to set"),
+        (["network=unet2d", "dropout=0.1", "patch_zyx=[1,16,16]"], "network unet2d has no dropout to set"),
         (["pretrained=true"], "network resunet has no pretrained to set"),
         (["frozen=0.1"], "frozen 0.1: network resunet has no pretrained layers"),
         (["network=unet2d", "patch_zyx=[1,24,16]", "dropout=null"], "patch of 1x24x16 .* multiple of 1, 16, 16"),
