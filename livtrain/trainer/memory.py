@@ -36,6 +36,21 @@ def batch_by_memory(settings: Settings, device: torch.device) -> tuple[int, int,
 def estimated_bytes(settings: Settings) -> tuple[int, int]:
     """Bytes of weights with their optimizer, and of one patch in training.
 
+    Against the peak of one step on a CPU (float32, 48 x 64 x 64): 0.85 to 1.02 of the estimate for the ResUNet, with
+    and without activation checkpointing, 0.76 for a slice of the 2-D U-Net.
+    """
+    weights, plain = _kept_bytes(settings, recompute=False)
+    activations = plain
+    if settings.activation_checkpointing:
+        # The finest block, computed again as a whole, holds about half of what was spared.
+        activations = (plain + _kept_bytes(settings, recompute=True)[1]) // 2
+    half = 0.5 if settings.amp != "none" else 1.0
+    return _COPIES * weights, round(_BESIDE * half * activations)
+
+
+def _kept_bytes(settings: Settings, *, recompute: bool) -> tuple[int, int]:
+    """Bytes of the weights, and of what the forward pass of one patch keeps for the backward one, in float32.
+
     The network runs on torch's meta device, which computes shapes alone, so this takes no memory.
     """
     kept: dict[int, int] = {}
@@ -52,13 +67,11 @@ def estimated_bytes(settings: Settings) -> tuple[int, int]:
             get_stage(settings.stage).out_channels,
             settings.width,
             dropout=settings.dropout,
-            recompute=settings.activation_checkpointing,
+            recompute=recompute,
         ).train()
         x = torch.empty(1, len(settings.bank), *settings.patch_zyx)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         maps = network(x)
     del maps
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    half = 0.5 if settings.amp != "none" else 1.0
-    activations = max(sum(kept.values()) - weights, 0)  # convolutions keep their weights too
-    return _COPIES * weights, round(_BESIDE * half * activations)
+    return weights, max(sum(kept.values()) - weights, 0)  # convolutions keep their weights too

@@ -217,7 +217,7 @@ def test_the_memory_estimate_is_what_a_forward_pass_keeps(monkeypatch: pytest.Mo
     assert patch / 1.5 == pytest.approx(4.8e9, rel=0.12)  # method.md, section 2
     assert estimate(amp="bf16")[1] == pytest.approx(patch / 2, abs=1)
     assert estimate(patch_zyx=(48, 128, 128))[1] == pytest.approx(patch / 4, rel=0.02)
-    assert estimate(activation_checkpointing=True)[1] < patch / 2
+    assert patch / 2 < estimate(activation_checkpointing=True)[1] < 0.8 * patch
 
     class Memory:
         available = 64 * 2**30
