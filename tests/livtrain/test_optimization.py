@@ -21,6 +21,7 @@ from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings, load_settings, resolve
 from livtrain.inference.predictor import load_stage
 from livtrain.networks import NETWORKS
+from livtrain.presets import PRESETS
 from livtrain.trainer import StepReport, Stopped, fit, journal, memory, run
 from livtrain.trainer.memory import batch_by_memory, estimated_bytes
 from livtrain.trainer.optimization import (
@@ -174,6 +175,20 @@ def test_every_network_trains_validates_and_loads_again(name: str, tmp_path: Pat
     assert summary.best_val_dice is not None
     assert load_settings(tmp_path / "config.yaml").patch_zyx[0] == (z if z > 1 else 1)
     assert load_stage(tmp_path, ["tumor"]).network(torch.rand(1, 1, z, y, 2 * x)).shape == (1, 1, z, y, 2 * x)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_takes_a_step(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is, but for its size, its windows (the store's own) and weights from elsewhere."""
+    monkeypatch.setattr(memory, "MAX_BATCH", 2)
+    monkeypatch.setattr(run.torch, "compile", lambda network, **_: network)
+    z, y, x = NETWORKS[resolve(preset=preset).network].multiple_zyx
+    size = [f"patch_zyx=[{z},{y},{2 * x}]", "width=2", "steps=1", "validate_every=1", "train_dice_cases=0"]
+    settings = resolve(preset=preset, assignments=[*size, "pretrained=false", "overlap=0"], options={"device": "cpu"})
+    summary = fit(fake_store(2, (24, 32, 64)), settings, tmp_path)
+    assert (summary.preset, summary.steps) == (preset, 1)
+    assert summary.loss is not None
+    assert math.isfinite(summary.loss)
 
 
 @pytest.mark.parametrize(
