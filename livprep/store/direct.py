@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import mmap
 import sys
 import threading
@@ -87,7 +88,7 @@ class DirectArray:
     def __init__(self, shard: Path, form: ShardFormat, functions: Native, kernels: ModuleType) -> None:
         self.form = form
         self._functions, self._kernels = functions, kernels
-        chunks = int(np.prod(form.grid_zyx))
+        chunks = math.prod(form.grid_zyx)
         self._facts = (
             *form.chunk_zyx,
             *form.grid_zyx,

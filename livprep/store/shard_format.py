@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-_MAX_CHUNK_BYTES = 1 << 28
+_MAX_CHUNK_BYTES, _MAX_CHUNKS = 1 << 28, 1 << 20
 _FORMATS = {"lz4": 1, "lz4hc": 1, "zstd": 4}
 """Blosc format of a codec name; lz4hc writes what lz4 reads (c-blosc, README_CHUNK_FORMAT.rst)."""
 
@@ -54,7 +55,8 @@ def shard_format(node: Any) -> ShardFormat | None:
         shape_zyx, chunk_zyx = _triple(node["shape"]), _triple(outer["chunk_shape"])
         blosc = next((codec["configuration"] for codec in outer["codecs"] if codec["name"] == "blosc"), None)
         found = ShardFormat(shape_zyx, dtype, chunk_zyx, None if blosc is None else _FORMATS[blosc["cname"]])
-        if not 0 < found.chunk_bytes <= _MAX_CHUNK_BYTES or _expected(found, blosc) != {
+        small = found.chunk_bytes <= _MAX_CHUNK_BYTES and math.prod(found.grid_zyx) <= _MAX_CHUNKS
+        if not small or _expected(found, blosc) != {
             key: value for key, value in node.items() if key not in {"attributes", "dimension_names", "shape"}
         }:
             return None
