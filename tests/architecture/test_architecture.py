@@ -33,7 +33,7 @@ def test_import_contracts_hold() -> None:
     assert " 0 broken" in done.stdout
 
 
-HEAVY = {"torch", "zarr", "dask", "distributed", "pydicom", "nibabel", "SimpleITK", "scipy", "xarray", "numpy", "monai"}
+HEAVY = {"torch", "zarr", "dask", "distributed", "pydicom", "nibabel", "SimpleITK", "scipy", "xarray", "numpy", "monai", "numba"}
 
 
 @pytest.mark.parametrize(
