@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.layout import staging_entries
+from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
@@ -23,6 +24,7 @@ __all__ = [
     "CaseStore",
     "Findings",
     "Store",
+    "Surroundings",
     "add_window",
     "case_folders",
     "change_preparation",
@@ -31,6 +33,7 @@ __all__ = [
     "create_store",
     "index_points",
     "is_store",
+    "near_points",
     "open_store",
     "pack",
     "publish_case",

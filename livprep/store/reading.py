@@ -269,6 +269,27 @@ class CaseStore:
         name = f"{layout.INDEX}/{label.name.lower()}"
         return np.asarray(self._decode(self._array(name), name, ...), dtype=np.int32).reshape(-1, 3)
 
+    def near_points(self) -> npt.NDArray[np.int32]:
+        """Up to 4096 voxels `(n, 3)` (z, y, x) drawn uniformly from those within 20 mm of the liver and outside it.
+
+        Empty where the case has no liver, or was stored before this index was.
+        """
+        name = f"{layout.INDEX}/{layout.NEAR}"
+        if not (self.path / name).is_dir():
+            return np.empty((0, 3), dtype=np.int32)
+        return np.asarray(self._decode(self._array(name), name, ...), dtype=np.int32).reshape(-1, 3)
+
+    @property
+    def near_count(self) -> int:
+        """Number of `near_points`, without reading them."""
+        try:
+            node = json.loads((self.path / layout.INDEX / layout.NEAR / "zarr.json").read_text(encoding="utf-8"))
+            return int(node["shape"][0])
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: array index/near cannot be opened") from error
+
     def class_count(self, label: Label) -> int:
         """Voxels of exactly that label."""
         return 0 if self.label_counts is None else self.label_counts[label.name.lower()]

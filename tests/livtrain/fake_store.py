@@ -11,6 +11,7 @@ from livprep.geometry import Geometry
 from livprep.labels import UNLABELLED, Label, label_counts
 from livprep.prepare import Preparation
 from livprep.splits import Split
+from livprep.store import near_points
 from livprep.windows import Window, WindowBank
 
 BANK = WindowBank((Window(40, 220), Window(60, 140)))
@@ -57,11 +58,23 @@ class FakeCase:
         labels = UNLABELLED if self.labels is None else self.labels[region or _ALL].astype(np.int32)
         return (hu | (labels << 12)).astype(np.uint16)
 
+    def class_count(self, label: Label) -> int:
+        return 0 if self.labels is None else int((self.labels == label).sum())
+
     def class_points(self, label: Label) -> np.ndarray:
         if self.labels is None:
             return np.zeros((0, 3), np.int32)
         points = np.argwhere(self.labels == label).astype(np.int32)
         return points[np.random.default_rng(0).permutation(len(points))[:4096]]
+
+    @property
+    def near_count(self) -> int:
+        return len(self.near_points())
+
+    def near_points(self) -> np.ndarray:
+        if self.labels is None:
+            return np.zeros((0, 3), np.int32)
+        return near_points(self.case_id, self.labels, self.geometry.spacing_mm).astype(np.int32)
 
 
 class FakeStore(Mapping[str, FakeCase]):

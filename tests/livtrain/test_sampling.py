@@ -64,7 +64,7 @@ def test_shares_of_kinds_do_not_depend_on_how_many_cases_hold_tumors() -> None:
 
 
 def test_anywhere_covers_the_volume_evenly() -> None:
-    sampler = PatchSampler([CaseIndex("a", (10, 9, 8), {})], (4, 4, 8), {"anywhere": 1}, 0)
+    sampler = PatchSampler([CaseIndex("a", (10, 9, 8))], (4, 4, 8), {"anywhere": 1}, 0)
     starts = np.array([sampler[k].origin_zyx for k in range(3000)])
     for axis, room in enumerate((6, 5, 0)):
         counts = np.bincount(starts[:, axis], minlength=room + 1)
@@ -73,7 +73,7 @@ def test_anywhere_covers_the_volume_evenly() -> None:
 
 
 def test_a_kind_that_nobody_offers_is_left_out() -> None:
-    case = CaseIndex("a", (10, 10, 10), {"liver": np.array([[5, 5, 5]], np.int32)})
+    case = CaseIndex.of_points("a", (10, 10, 10), {"liver": np.array([[5, 5, 5]], np.int32)})
     assert {PatchSampler([case], (4, 4, 4), STAGE_ODDS["tumor"], 0)[k].kind for k in range(20)} == {"liver"}
     with pytest.raises(UsageError, match="none of 1 cases offers a patch of \\['tumor'\\]"):
         PatchSampler([case], (4, 4, 4), {"tumor": 1, "anywhere": 0}, 0)
