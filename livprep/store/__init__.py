@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from livprep.store.checking import Findings, case_folders, check_case, check_root
+from livprep.store.chunk_cache import ChunkCache
+from livprep.store.direct import Check
 from livprep.store.layout import staging_entries
 from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
@@ -22,6 +24,8 @@ from livprep.store.writing import (
 __all__ = [
     "CaseContent",
     "CaseStore",
+    "Check",
+    "ChunkCache",
     "Findings",
     "Store",
     "Surroundings",
