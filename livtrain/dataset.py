@@ -28,7 +28,7 @@ class CaseReader(Protocol):
     def shape_zyx(self) -> Shape: ...
     @property
     def has_labels(self) -> bool: ...
-    def read_packed(self, region: Region | None = None) -> Packed: ...
+    def read_packed(self, region: Region | None = None, out: Packed | None = None) -> Packed: ...
     def read_hu(self, region: Region | None = None) -> npt.NDArray[np.int16]: ...
     def read_labels(self, region: Region | None = None) -> LabelArray: ...
     def read_window(self, name: str, region: Region | None = None) -> npt.NDArray[np.uint8]: ...
@@ -71,19 +71,10 @@ class PatchReader:
         """Whether channels and labels follow from the packed array alone."""
         self._scratch = threading.local()
 
-    def read(
-        self,
-        ref: PatchRef,
-        image_CZYX: npt.NDArray[np.uint8],
-        labels_ZYX: LabelArray,
-        margin_zyx: Shape = NO_MARGIN,
-    ) -> None:
-        """Fill `(channel, z, y, x)` uint8 channels and `(z, y, x)` uint8 labels (15 where unlabelled).
-
-        The arrays are `margin_zyx` voxels larger than the patch at each side.
-        """
+    def read(self, ref: PatchRef, image_CZYX: npt.NDArray[np.uint8], labels_ZYX: LabelArray) -> None:
+        """Fill `(channel, z, y, x)` uint8 channels and `(z, y, x)` uint8 labels (15 where unlabelled)."""
         case = self._cases[ref.case_id]
-        region, inside = overlap(*self._box(ref, margin_zyx), case.shape_zyx)
+        region, inside = overlap(ref.origin_zyx, self.patch_zyx, case.shape_zyx)
         for each in (*image_CZYX, labels_ZYX):
             clear_outside(each, inside)  # 0 is the windows' low end, and background
         image, labels = image_CZYX[(slice(None), *inside)], labels_ZYX[inside]
@@ -112,9 +103,9 @@ class PatchReader:
             `(z + 2 margin, ...)` uint16, filled in place.
         """
         case = self._cases[ref.case_id]
-        region, inside = overlap(*self._box(ref, margin_zyx), case.shape_zyx)
+        region, inside = overlap(*enlarged(ref.origin_zyx, self.patch_zyx, margin_zyx), case.shape_zyx)
         clear_outside(out_ZYX, inside)
-        read_into(case, region, out_ZYX[inside])
+        case.read_packed(region, out=out_ZYX[inside])
 
     def read_neighbors(self, refs: Sequence[PatchRef], outs_ZYX: Sequence[Packed]) -> None:
         """Fill several patches of one case from one read of the box that holds them all.
@@ -132,7 +123,7 @@ class PatchReader:
                 self.read_packed(ref, out)
             return
         block = self._buffer(math.prod(shape)).reshape(shape)
-        read_into(case, box, block)
+        case.read_packed(box, out=block)
         for ref, out in zip(refs, outs_ZYX, strict=True):
             region, inside = overlap(ref.origin_zyx, self.patch_zyx, case.shape_zyx)
             clear_outside(out, inside)
@@ -143,15 +134,8 @@ class PatchReader:
         """Ask the kernel to fetch what a patch will read."""
         if self.uses_packed:
             case = self._cases[ref.case_id]
-            case.will_need_packed(overlap(*self._box(ref, margin_zyx), case.shape_zyx)[0])
-
-    def _box(self, ref: PatchRef, margin_zyx: Shape) -> tuple[Shape, Shape]:
-        """Start and size of a patch with its margin."""
-        if not any(margin_zyx):
-            return ref.origin_zyx, self.patch_zyx
-        start = [o - m for o, m in zip(ref.origin_zyx, margin_zyx, strict=True)]
-        size = [n + 2 * m for n, m in zip(self.patch_zyx, margin_zyx, strict=True)]
-        return _triple(start), _triple(size)
+            region, _ = overlap(*enlarged(ref.origin_zyx, self.patch_zyx, margin_zyx), case.shape_zyx)
+            case.will_need_packed(region)
 
     def _buffer(self, voxels: int) -> Packed:
         """Memory of this thread, used again and again."""
@@ -161,9 +145,13 @@ class PatchReader:
         return kept[:voxels]
 
 
-def read_into(case: CaseReader, region: Region, out_ZYX: Packed) -> None:
-    """Read a region of the packed array into the caller's array."""
-    out_ZYX[...] = case.read_packed(region)
+def enlarged(origin_zyx: Shape, patch_zyx: Shape, margin_zyx: Shape) -> tuple[Shape, Shape]:
+    """Start and size of a patch with a margin at each of its sides."""
+    if not any(margin_zyx):
+        return origin_zyx, patch_zyx
+    start = [o - m for o, m in zip(origin_zyx, margin_zyx, strict=True)]
+    size = [n + 2 * m for n, m in zip(patch_zyx, margin_zyx, strict=True)]
+    return _triple(start), _triple(size)
 
 
 def clear_outside(out_ZYX: npt.NDArray[np.generic], inside: Region) -> None:

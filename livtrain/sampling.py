@@ -226,7 +226,10 @@ class PatchSampler:
         steps = first * (_WORDS // 4)
         words = np.random.Philox(key=self._key, counter=[steps & (2**64 - 1), steps >> 64, attempt, 0])
         raw = words.random_raw(count * _WORDS).reshape(count, _WORDS)
-        return (raw >> np.uint64(11)) * 2.0**-53  # the 53 bits of a double, as numpy's own `random` takes them
+        uniform: Floats = (raw >> np.uint64(11)) * np.float64(
+            2.0**-53
+        )  # the 53 bits of a double, as numpy's own `random` takes them
+        return uniform
 
     def _moved(self, starts: Ints, room: Ints, fraction: Floats, follows: npt.NDArray[np.bool_]) -> Ints:
         """Starts of neighbors: moved by up to a quarter of the patch, mirrored at the ends of 0 ... room."""

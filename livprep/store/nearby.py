@@ -87,7 +87,7 @@ class Surroundings:
     def contain(self, points: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which voxels `(n, 3)` of the volume belong to the surroundings."""
         z, y, x = points.T
-        inside = self._labels[z, y, x] == Label.BACKGROUND
+        inside: npt.NDArray[np.bool_] = self._labels[z, y, x] == Label.BACKGROUND
         limit = NEAR_MM * _TOLERANCE
         distance, _ = self._tree.query(points[inside] * self._spacing, distance_upper_bound=limit)
         inside[inside] = np.isfinite(distance)
@@ -114,7 +114,8 @@ class Surroundings:
 
     def _voxels(self, flat: Points) -> Points:
         """Voxels `(n, 3)` of the volume, of positions in the box."""
-        return np.stack(np.unravel_index(flat, self._shape), axis=1) + self._low
+        voxels: Points = np.stack(np.unravel_index(flat, self._shape), axis=1) + self._low
+        return voxels
 
 
 def _span(hits: npt.NDArray[np.intp]) -> slice:
@@ -137,4 +138,5 @@ def _surface(labels: LabelArray, box: Box) -> Points:
         for end in (0, -1):
             inner[(*(slice(None),) * axis, end)] = False
     flat = np.flatnonzero(liver ^ inner)
-    return np.stack(np.unravel_index(flat, liver.shape), axis=1) + [s.start for s in box]
+    surface: Points = np.stack(np.unravel_index(flat, liver.shape), axis=1) + [s.start for s in box]
+    return surface

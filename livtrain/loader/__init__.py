@@ -1,0 +1,20 @@
+"""Batches of patches: planned, read, brought to a device (`PatchLoader`), or fed to torch's DataLoader."""
+
+from __future__ import annotations
+
+from livtrain.loader.batch import Batch, Deliver, Margin
+from livtrain.loader.streaming import LoaderCase, PatchLoader, Shares
+from livtrain.loader.tiers import TIERS, Tier, TierName, choose_tier
+
+__all__ = [
+    "TIERS",
+    "Batch",
+    "Deliver",
+    "LoaderCase",
+    "Margin",
+    "PatchLoader",
+    "Shares",
+    "Tier",
+    "TierName",
+    "choose_tier",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from torch import Tensor
 from livprep.errors import UsageError
 from livprep.geometry import Triple
 from livprep.windows import WindowBank
-from livtrain.dataset import NO_MARGIN
+from livtrain.dataset import NO_MARGIN, enlarged
 from livtrain.sampling import Shape
 from livtrain.unpack import CtNormalization, Table, channel_table, fits_packed, unpack
 
@@ -36,30 +37,52 @@ class Batch:
         Voxel distances (zyx, mm) of each patch.
     windows
         The channels.
-    packed_BZYX
-        uint16 packed voxels (`livtrain.unpack`), with `deliver="packed"` only.
+    patch_zyx
+        Shape of a patch in voxels.
     unpacked
         Channels and labels, where they were made already.
-    margin_zyx
-        Voxels that the tensors are larger than the patch at each side: the most that a patch of the batch asked for.
+    flat
+        uint16 packed voxels of all patches one after the other (`livtrain.unpack`), with `deliver="packed"` only.
     margins_zyx
-        What each patch asked for; its voxels beyond that are 0.
+        Voxels that each patch of `flat` is larger at each side; none unless the loader was given a margin.
     """
 
     counters: tuple[int, ...]
     case_ids: tuple[str, ...]
     spacing_mm: tuple[Triple, ...]
     windows: WindowBank
-    packed_BZYX: Tensor | None = None
+    patch_zyx: Shape
     unpacked: tuple[Tensor, Tensor] | None = None
-    margin_zyx: Shape = NO_MARGIN
+    flat: Tensor | None = None
     margins_zyx: tuple[Shape, ...] = ()
+
+    @cached_property
+    def packed(self) -> tuple[Tensor, ...]:
+        """Each patch with its own margin, `(z, y, x)` uint16, contiguous; what `Augmenter.from_packed` takes."""
+        return patches(self._voxels, self.patch_zyx, self.margins_zyx)
+
+    @cached_property
+    def packed_BZYX(self) -> Tensor:
+        """The patches without their margins, uint16; a copy where there are any."""
+        if not any(map(any, self.margins_zyx)):
+            return self._voxels.view(len(self.counters), *self.patch_zyx)
+        # int16: torch copies hardly anything of uint16
+        inner = [
+            patch.view(torch.int16)[tuple(slice(m, m + n) for m, n in zip(margin, self.patch_zyx, strict=True))]
+            for patch, margin in zip(self.packed, self.margins_zyx, strict=True)
+        ]
+        return torch.stack(inner).view(torch.uint16)
+
+    @property
+    def _voxels(self) -> Tensor:
+        if self.flat is None:
+            raise UsageError("CONFIG_INVALID", "batch: has no packed voxels; expected a loader with deliver='packed'")
+        return self.flat
 
     @cached_property
     def _tensors(self) -> tuple[Tensor, Tensor]:
         if self.unpacked is not None:
             return self.unpacked
-        assert self.packed_BZYX is not None
         if not len(self.windows):
             raise UsageError("NO_WINDOWS", "batch: no windows given and none stored; expected windows for channels")
         return unpack(self.packed_BZYX, self.windows)
@@ -77,8 +100,7 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; torch's DataLoader asks for it."""
         pinned = None if self.unpacked is None else (self.unpacked[0].pin_memory(), self.unpacked[1].pin_memory())
-        packed = None if self.packed_BZYX is None else self.packed_BZYX.pin_memory()
-        return replace(self, packed_BZYX=packed, unpacked=pinned)
+        return replace(self, unpacked=pinned, flat=None if self.flat is None else self.flat.pin_memory())
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +121,7 @@ class Delivery:
     mode: Deliver
     windows: WindowBank
     table: Table | None
-    label_dtype: torch.dtype = torch.uint8
+    label_type: Literal["uint8", "int16"] = "uint8"
 
     @classmethod
     def of(cls, mode: Deliver, windows: WindowBank, uses_packed: bool, normalization: CtNormalization) -> Delivery:
@@ -114,7 +136,7 @@ class Delivery:
         if mode not in ("channels", "packed", "nnunet"):
             raise UsageError("CONFIG_INVALID", f"deliver {mode!r}: expected channels, packed or nnunet")
         if mode == "nnunet":
-            return cls(mode, windows, normalization.table(), torch.int16)
+            return cls(mode, windows, normalization.table(), "int16")
         if mode == "channels" and not len(windows):
             raise UsageError("NO_WINDOWS", "loader: no windows given and none stored; run `livprep window` first")
         if uses_packed:
@@ -139,8 +161,16 @@ class Delivery:
         return 1 if self.mode == "nnunet" else len(self.windows)
 
 
-def largest(margins_zyx: Sequence[Shape]) -> Shape:
-    """The most voxels that any patch asks for along each axis."""
-    columns: Any = zip(*margins_zyx, strict=True)
-    z, y, x = (max(column) for column in columns) if margins_zyx else NO_MARGIN
-    return z, y, x
+def sizes(patch_zyx: Shape, margins_zyx: Sequence[Shape]) -> list[Shape]:
+    """Shape of each patch with its margin."""
+    return [enlarged(NO_MARGIN, patch_zyx, margin)[1] for margin in margins_zyx]
+
+
+def patches(flat: Any, patch_zyx: Shape, margins_zyx: Sequence[Shape]) -> tuple[Any, ...]:
+    """Views of the patches that lie one after the other in a flat array or tensor."""
+    views, start = [], 0
+    for shape in sizes(patch_zyx, margins_zyx):
+        end = start + math.prod(shape)
+        views.append(flat[start:end].reshape(shape))
+        start = end
+    return tuple(views)

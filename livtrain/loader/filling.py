@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -14,12 +16,13 @@ import torch
 from livprep.errors import StoreError
 from livprep.geometry import Triple
 from livtrain.dataset import NO_MARGIN, PatchReader
-from livtrain.loader.batch import Batch, Delivery, Margin, largest
+from livtrain.loader.batch import Batch, Delivery, Margin, patches, sizes
 from livtrain.sampling import PatchRef, PatchSampler, Shape
-from livtrain.unpack import unpack_arrays
+from livtrain.unpack import unit_interval, unpack_arrays, unpack_into
 
 Array = npt.NDArray[Any]
 DAMAGED = ("STORE_CORRUPT", "STORE_DECODE")
+"""Errors of one chunk, after which the run goes on without it."""
 _MOST_ATTEMPTS = 8
 """Draws of a patch before its error is passed on."""
 
@@ -28,6 +31,15 @@ class Memory(Protocol):
     """Where the arrays of batches come from."""
 
     def take(self, shape: Sequence[int], /) -> Array: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """Memory of what is read (uint16, or uint8 where channels are), and of channels and labels as delivered."""
+
+    slots: Memory
+    images: Memory
+    labels: Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +52,20 @@ class Filled:
         What was read, in order.
     faults
         One line for each patch that could not be read and was drawn again.
-    packed
-        `(B, Z, Y, X)` uint16, or None where `image` holds the channels.
+    margins_zyx
+        Voxels that each patch of `flat` is larger at its sides.
+    flat
+        uint16 packed voxels, the patches one after the other; None where `image` holds the channels.
     image, labels
         `(B, C, Z, Y, X)` channels and `(B, Z, Y, X)` labels: uint8 channels as stored, or unpacked ones.
-    margins_zyx
-        Voxels that each patch asked for at its sides.
     """
 
     refs: list[PatchRef]
     faults: list[str]
-    packed: Array | None
-    image: Array | None
-    labels: Array | None
     margins_zyx: tuple[Shape, ...]
+    flat: Array | None = None
+    image: Array | None = None
+    labels: Array | None = None
 
 
 class BatchFiller:
@@ -69,10 +81,8 @@ class BatchFiller:
         Voxel distances (zyx, mm) of each case.
     margin
         Voxels that a patch needs at its sides.
-    slots
-        Memory of what is read: uint16, or uint8 where channels are.
-    images, labels
-        Memory of channels and labels.
+    buffers
+        Where the arrays come from.
     """
 
     def __init__(
@@ -82,13 +92,10 @@ class BatchFiller:
         delivery: Delivery,
         spacing_mm: Mapping[str, Triple],
         margin: Margin | None,
-        slots: Memory,
-        images: Memory,
-        labels: Memory,
+        buffers: Buffers,
     ) -> None:
-        self.sampler, self.reader, self.delivery = sampler, reader, delivery
+        self.sampler, self.reader, self.delivery, self.buffers = sampler, reader, delivery, buffers
         self._spacing, self._margin = spacing_mm, margin
-        self._slots, self._images, self._labels = slots, images, labels
 
     def fill(self, counters: range) -> Filled:
         """Read the patches of some counters.
@@ -96,53 +103,73 @@ class BatchFiller:
         A patch that meets a damaged chunk is replaced by the next draw of its own counter, so what a run sees does
         not depend on which thread met it.
         """
-        refs = self.sampler.refs(counters)
+        refs, faults = self.sampler.refs(counters), list[str]()
         margins = self.margins(refs)
-        shape = self.shape(margins)
-        faults: list[str] = []
+        patch = self.reader.patch_zyx
         if self.delivery.from_bytes:
-            image = self._slots.take((len(refs), self.delivery.channels, *shape))
-            labels = self._labels.take((len(refs), *shape))
+            image = self.buffers.slots.take((len(refs), self.delivery.channels, *patch))
+            labels = self.buffers.labels.take((len(refs), *patch))
             for k in range(len(refs)):
-                faults += self._read(refs, k, margins, (image, labels))
-            return Filled(refs, faults, None, image, labels, margins)
-        packed = self._slots.take((len(refs), *shape))
+                faults += self._read(refs, k, margins, (image[k], labels[k]))
+            return Filled(refs, faults, margins, image=image, labels=labels)
+        flat = self.buffers.slots.take((sum(math.prod(size) for size in sizes(patch, margins)),))
+        parts = patches(flat, patch, margins)
         for group in self._groups(refs, margins):
-            if not self._neighbors(refs, group, packed):
+            if not self._neighbors(refs, group, parts):
                 for k in group:
-                    faults += self._read(refs, k, margins, (packed,))
-        return Filled(refs, faults, packed, None, None, margins)
+                    faults += self._read(refs, k, margins, (parts[k],))
+        return Filled(refs, faults, margins, flat=flat)
 
     def unpacked(self, filled: Filled) -> Filled:
-        """The same batch as delivered: channels and labels beside the packed voxels, or instead of them."""
+        """The same batch as it is delivered."""
         if self.delivery.mode == "packed":
             return filled
-        source = filled.image if filled.packed is None else filled.packed
-        assert source is not None
-        count, sizes = len(filled.refs), source.shape[-3:]
-        image = self._images.take((count, self.delivery.channels, *sizes))
-        if filled.packed is None:
-            np.divide(source, np.float32(255), out=image)
-            return Filled(filled.refs, filled.faults, None, image, filled.labels, filled.margins_zyx)
-        assert self.delivery.table is not None
-        labels = self._labels.take((count, *sizes))
-        unpack_arrays(filled.packed, self.delivery.table, image, labels)
-        return Filled(filled.refs, filled.faults, None, image, labels, filled.margins_zyx)
+        shape = (len(filled.refs), *self.reader.patch_zyx)
+        image = self.buffers.images.take((shape[0], self.delivery.channels, *shape[1:]))
+        labels = filled.labels
+        if filled.flat is None:
+            assert filled.image is not None
+            np.divide(filled.image, np.float32(255), out=image)
+        else:
+            assert self.delivery.table is not None
+            labels = self.buffers.labels.take(shape)
+            unpack_arrays(filled.flat.reshape(shape), self.delivery.table, image, labels)
+        return Filled(filled.refs, filled.faults, filled.margins_zyx, image=image, labels=labels)
 
     def batch(self, filled: Filled) -> Batch:
         """What is delivered, in host memory and without a copy."""
-        both = None
+        unpacked = None
         if filled.image is not None and filled.labels is not None:
-            both = torch.from_numpy(filled.image), torch.from_numpy(filled.labels)
-        packed = None if filled.packed is None else torch.from_numpy(filled.packed)
-        return self.described(filled.refs, filled.margins_zyx, packed, both)
+            unpacked = torch.from_numpy(filled.image), torch.from_numpy(filled.labels)
+        flat = None if filled.flat is None else torch.from_numpy(filled.flat)
+        return self._described(filled.refs, filled.margins_zyx, unpacked, flat)
 
-    def described(
+    def deliver(self, refs: Sequence[PatchRef], margins_zyx: tuple[Shape, ...], flat: torch.Tensor) -> Batch:
+        """What is delivered of packed voxels that lie on a device already, on that device."""
+        table = self.delivery.table
+        if self.delivery.mode == "packed" or table is None:
+            return self._described(refs, margins_zyx, None, flat)
+        packed = flat.view(len(refs), *self.reader.patch_zyx)
+        shape = (len(refs), len(table), *self.reader.patch_zyx)
+        if flat.device.type == "cpu":
+            image = torch.from_numpy(self.buffers.images.take(shape))
+            labels = torch.from_numpy(self.buffers.labels.take(packed.shape))
+        else:
+            image = torch.empty(shape, dtype=torch.float32, device=flat.device)
+            labels = torch.empty(packed.shape, dtype=getattr(torch, self.delivery.label_type), device=flat.device)
+        unpack_into(packed, table, image, labels)
+        return self._described(refs, margins_zyx, (image, labels), None)
+
+    def deliver_bytes(self, filled: Filled, image: torch.Tensor, labels: torch.Tensor) -> Batch:
+        """What is delivered of uint8 channels that lie on a device already."""
+        return self._described(filled.refs, filled.margins_zyx, (unit_interval(image), labels), None)
+
+    def _described(
         self,
         refs: Sequence[PatchRef],
         margins_zyx: tuple[Shape, ...],
-        packed: torch.Tensor | None,
         unpacked: tuple[torch.Tensor, torch.Tensor] | None,
+        flat: torch.Tensor | None,
     ) -> Batch:
         """A batch of these tensors."""
         return Batch(
@@ -150,17 +177,18 @@ class BatchFiller:
             case_ids=tuple(ref.case_id for ref in refs),
             spacing_mm=tuple(self._spacing[ref.case_id] for ref in refs),
             windows=self.delivery.windows,
-            packed_BZYX=packed,
+            patch_zyx=self.reader.patch_zyx,
             unpacked=unpacked,
-            margin_zyx=largest(margins_zyx),
+            flat=flat,
             margins_zyx=margins_zyx,
         )
 
     def will_need(self, counters: range) -> None:
-        """Have the disk fetch what later patches will read."""
+        """Have the disk fetch what later patches will read; what is damaged shows when it is read."""
         refs = self.sampler.refs(counters)
         for ref, margin in zip(refs, self.margins(refs), strict=True):
-            self.reader.will_need(ref, margin)
+            with suppress(StoreError):
+                self.reader.will_need(ref, margin)
 
     def margins(self, refs: Sequence[PatchRef]) -> tuple[Shape, ...]:
         """Voxels that each patch asks for at its sides."""
@@ -168,48 +196,36 @@ class BatchFiller:
             return (NO_MARGIN,) * len(refs)
         return tuple(self._margin(ref.counter, self._spacing[ref.case_id]) for ref in refs)
 
-    def shape(self, margins_zyx: Sequence[Shape]) -> Shape:
-        """Size of the batch's patches with the largest margin."""
-        sizes = zip(self.reader.patch_zyx, largest(margins_zyx), strict=True)
-        z, y, x = (size + 2 * margin for size, margin in sizes)
-        return z, y, x
-
     def _groups(self, refs: list[PatchRef], margins_zyx: Sequence[Shape]) -> Iterator[list[int]]:
         """Positions of the patches that one read serves."""
         size = self.sampler.patches_per_read
-        if size == 1 or any(any(margin) for margin in margins_zyx):
+        if size == 1 or any(map(any, margins_zyx)):
             yield from ([k] for k in range(len(refs)))
             return
         for _, group in groupby(range(len(refs)), lambda k: refs[k].counter // size):
             yield list(group)
 
-    def _neighbors(self, refs: list[PatchRef], group: list[int], packed: Array) -> bool:
+    def _neighbors(self, refs: list[PatchRef], group: list[int], parts: Sequence[Array]) -> bool:
         """Read neighbors at once; False where there are none, or where damage asks to read them one by one."""
         if len(group) == 1:
             return False
         try:
-            self.reader.read_neighbors([refs[k] for k in group], [packed[k] for k in group])
+            self.reader.read_neighbors([refs[k] for k in group], [parts[k] for k in group])
         except StoreError as error:
             if error.code not in DAMAGED:
                 raise
             return False
         return True
 
-    def _read(self, refs: list[PatchRef], k: int, margins_zyx: Sequence[Shape], arrays: Sequence[Array]) -> list[str]:
-        """Read patch k into its part of the arrays; `refs[k]` becomes what was read, the faults are returned."""
-        margin, most = margins_zyx[k], largest(margins_zyx)
-        if margin != most:
-            for array in arrays:
-                array[k] = 0
-        inner = tuple(slice(m - own, m + own + n) for m, own, n in zip(most, margin, self.reader.patch_zyx, strict=True))
-        parts = [array[k][(..., *inner)] for array in arrays]
+    def _read(self, refs: list[PatchRef], k: int, margins_zyx: Sequence[Shape], outs: Sequence[Array]) -> list[str]:
+        """Read patch k: packed voxels, or channels and labels. `refs[k]` becomes what was read; returns the faults."""
         counter, faults = refs[k].counter, list[str]()
         while True:
             try:
-                if len(parts) == 1:
-                    self.reader.read_packed(refs[k], parts[0], margin)
+                if len(outs) == 1:
+                    self.reader.read_packed(refs[k], outs[0], margins_zyx[k])
                 else:
-                    self.reader.read(refs[k], parts[0], parts[1], margin)
+                    self.reader.read(refs[k], outs[0], outs[1])
                 return faults
             except StoreError as error:
                 if error.code not in DAMAGED or len(faults) == _MOST_ATTEMPTS:

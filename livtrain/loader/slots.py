@@ -41,9 +41,10 @@ class SlotPool:
         """An array of that shape with any content. Refer to it, or to a tensor of it, as long as it is in use."""
         size = math.prod(shape) * self._dtype.itemsize
         buffer = self._buffer(size)
+        memory: Any = buffer.numpy()
         # numpy's views refer to the owner of the memory, not to the array they were made from, so what is lent out
         # must look like an owner: an array over the buffer interface of the array below.
-        lent = np.frombuffer(memoryview(buffer.numpy())[:size], dtype=self._dtype).reshape(shape)
+        lent = np.frombuffer(memoryview(memory)[:size], dtype=self._dtype).reshape(shape)
         owner = lent if lent.base is None else _root(lent)
         weakref.finalize(owner, self._free.append, buffer).atexit = False
         return lent

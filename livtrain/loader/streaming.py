@@ -1,34 +1,45 @@
 """Patches in batches on a device, read ahead by threads.
 
-Order and content depend on the seed and the counters alone, never on the number of threads. Threads are used
-because the reader works on zarr, whose event loop does not survive a fork, and because nothing has to be sent
-between processes then (streaming.md, F).
+Order and content depend on the seed and the counters alone: not on the number of threads, on the tier, or on where a
+run was interrupted. Threads are used because decoding holds no lock of Python's, the reader does not survive a fork,
+and nothing has to be sent between processes then (streaming.md, F).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from livprep.errors import UsageError
-from livprep.geometry import Geometry, Triple
+from livprep.errors import StoreError, UsageError
+from livprep.geometry import Geometry
 from livprep.labels import Label
+from livprep.store import ChunkCache
 from livprep.windows import WindowBank
-from livtrain.dataset import CaseReader, PatchReader, WindowSource
-from livtrain.sampling import STAGE_ODDS, CaseIndex, PatchRef, PatchSampler, Shape
+from livtrain.dataset import PatchReader, WindowSource
+from livtrain.loader.batch import Batch, Deliver, Delivery, Margin
+from livtrain.loader.filling import BatchFiller, Buffers, Filled
+from livtrain.loader.placing import CudaPlacer
+from livtrain.loader.slots import SlotPool
+from livtrain.loader.tiers import ResidentCohort, Tier, TierCase, TierName, choose_tier
+from livtrain.sampling import STAGE_ODDS, CaseIndex, PatchSampler, Shape
 from livtrain.stages import get_stage
+from livtrain.unpack import CtNormalization
+
+FAULTS_ALLOWED = 0.001
+"""Part of the patches that may be unreadable before a run ends (reliability.md)."""
+_HINTED = 4
+"""Batches between asking the kernel for a patch and reading it, beyond those that are being read."""
 
 
-class LoaderCase(CaseReader, Protocol):
+class LoaderCase(TierCase, Protocol):
     """What the loader asks of `livprep.store.CaseStore`."""
 
     @property
@@ -37,48 +48,49 @@ class LoaderCase(CaseReader, Protocol):
     def geometry(self) -> Geometry: ...
     @property
     def windows(self) -> WindowBank: ...
-    def class_points(self, label: Label) -> npt.NDArray[np.int32]: ...
+    @property
+    def near_count(self) -> int: ...
+    def class_count(self, label: Label) -> int: ...
+    def class_points(self, label: Label) -> np.ndarray[Any, np.dtype[np.int32]]: ...
+    def near_points(self) -> np.ndarray[Any, np.dtype[np.int32]]: ...
+    def use_cache(self, cache: ChunkCache | None) -> None: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """A batch on the device.
+@dataclass(frozen=True)
+class Shares:
+    """Which counters one of several loaders takes.
 
-    Parameters
-    ----------
-    image_BCZYX
-        float32 channels, 0...1 = uint8 / 255.
-    labels_BZYX
-        uint8 labels 0, 1, 2; 15 where a case has none.
-    counters
-        Counter of each patch; patch k is a function of (seed, k).
-    case_ids
-        Case of each patch.
-    spacing_mm
-        Voxel distances (zyx, mm) of each patch.
+    The global batch of a step, `batch * world` consecutive counters, is cut into one run of `batch` for each rank:
+    rank r takes `[r * batch, (r + 1) * batch)` of it. The ranks are disjoint, and in the order of the ranks they are
+    the stream of one loader with the batch `batch * world`. Counters start at `start` and end before `stop`; in a
+    last step that is not whole, later ranks get fewer or none.
     """
 
-    image_BCZYX: Tensor
-    labels_BZYX: Tensor
-    counters: tuple[int, ...]
-    case_ids: tuple[str, ...]
-    spacing_mm: tuple[Triple, ...]
+    batch: int
+    start: int = 0
+    stop: int | None = None
+    rank: int = 0
+    world: int = 1
 
-
-@dataclass(frozen=True, eq=False)
-class _Slot:
-    """Host memory of one batch, used again and again; pinned where the device is CUDA."""
-
-    image: Tensor
-    labels: Tensor
+    def step(self, number: int) -> range | None:
+        """Counters of one step, possibly none; None after the last step."""
+        first = self.start + number * self.batch * self.world
+        if self.stop is not None and first >= self.stop:
+            return None
+        low = first + self.rank * self.batch
+        high = low + self.batch if self.stop is None else min(low + self.batch, self.stop)
+        return range(low, max(low, high))
 
 
 class PatchLoader:
     """Iterator over batches of patches; usable without the trainer.
 
     Up to `prefetch` batches are read ahead; a batch that is not fetched holds its place, so a slow consumer stops
-    the readers. An error of a reader is raised where its batch is fetched. Close it, or use it as a context
-    manager, to end the threads.
+    the readers. An error of a reader is raised where its batch is fetched. A patch whose chunk is damaged is drawn
+    again, with a warning that names its case, until more than 0.1 % of the patches were. Close it, or use it as a
+    context manager, to end the threads.
+
+    A batch belongs to its holder: its memory is used again once no tensor of it is referred to, and not before.
 
     Parameters
     ----------
@@ -95,7 +107,7 @@ class PatchLoader:
     stage
         Decides the default odds of the kinds of patches.
     odds
-        Odds of `tumor`, `liver` and `anywhere` patches.
+        Odds of `tumor`, `liver`, `near` and `anywhere` patches.
     seed
         Seed of the patches.
     start
@@ -110,6 +122,24 @@ class PatchLoader:
         Where batches are put.
     source
         `packed` or `stored`, see `PatchReader`.
+    deliver
+        `channels`: float32 channels and uint8 labels; `packed`: the voxels as stored, unpacked on the device when
+        somebody asks for channels; `nnunet`: normalized float32 HU and int16 labels.
+    tier
+        `auto`, `device`, `ram` or `disk` (`livtrain.loader.tiers`); the same batches from each.
+    ram_budget_bytes
+        Most bytes of decoded chunks; by default half of the free memory.
+    patches_per_read
+        Neighbors that one read serves (`PatchSampler`).
+    rank, world
+        Which of how many loaders this is (`Shares`).
+    margin
+        Voxels that a patch needs at its sides, by its counter and spacing; with `deliver="packed"` only.
+    normalization
+        HU of `deliver="nnunet"`.
+    say
+        Takes one line for the tier, and one for each patch that could not be read; by default the latter are
+        warnings.
     """
 
     def __init__(
@@ -129,90 +159,167 @@ class PatchLoader:
         prefetch: int = 4,
         device: torch.device | str = "cpu",
         source: WindowSource = "packed",
+        deliver: Deliver = "channels",
+        tier: TierName = "auto",
+        ram_budget_bytes: int | None = None,
+        patches_per_read: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        margin: Margin | None = None,
+        normalization: CtNormalization | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         chosen = {case_id: store[case_id] for case_id in (store if cases is None else cases)}
-        if not chosen or batch < 1 or workers < 1 or prefetch < 1:
+        if not chosen or min(batch, workers, prefetch, patches_per_read) < 1 or not 0 <= rank < world:
             raise UsageError(
                 "CONFIG_INVALID",
-                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}; expected >= 1",
+                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}, "
+                f"patches_per_read {patches_per_read}; expected >= 1; rank {rank} of {world}",
             )
-        bank = next(iter(chosen.values())).windows if windows is None else windows
-        if not len(bank):
-            raise UsageError("NO_WINDOWS", "loader: no windows given and none stored; run `livprep window` first")
-        self._spacing = {case_id: case.geometry.spacing_mm for case_id, case in chosen.items()}
-        self._sampler = PatchSampler(
-            [CaseIndex.of(case) for case in chosen.values()], patch_zyx, odds or STAGE_ODDS[get_stage(stage).name], seed
-        )
-        self._reader = PatchReader(chosen, patch_zyx, bank, source)
-        self._batch, self._next, self._stop = batch, start, stop
+        if margin is not None and deliver != "packed":
+            raise UsageError("CONFIG_INVALID", f"loader: a margin with deliver {deliver!r}; expected 'packed'")
         self._device = torch.device(device)
-        pin = self._device.type == "cuda"
-        shape = (batch, len(bank), *patch_zyx)
-        self._slots = deque(
-            _Slot(
-                torch.zeros(shape, dtype=torch.uint8, pin_memory=pin),
-                torch.zeros((batch, *patch_zyx), dtype=torch.uint8, pin_memory=pin),
-            )
-            for _ in range(prefetch)
+        pinned = self._device.type == "cuda"
+        self._shares = Shares(batch, start, stop, rank, world)
+        bank = next(iter(chosen.values())).windows if windows is None else windows
+        reader = PatchReader(chosen, patch_zyx, bank, source)
+        delivery = Delivery.of(deliver, bank, reader.uses_packed, normalization or CtNormalization())
+        sampler = PatchSampler(
+            [CaseIndex.of(case) for case in chosen.values()],
+            patch_zyx,
+            odds or STAGE_ODDS[get_stage(stage).name],
+            seed,
+            patches_per_read,
         )
-        self._copies = torch.cuda.Stream(self._device) if pin else None  # type: ignore[no-untyped-call]
-        self._ahead: deque[tuple[Future[list[PatchRef]], _Slot]] = deque()
+        self._filler = BatchFiller(
+            sampler,
+            reader,
+            delivery,
+            {case_id: case.geometry.spacing_mm for case_id, case in chosen.items()},
+            margin,
+            Buffers(
+                SlotPool(np.uint8 if delivery.from_bytes else np.uint16, pinned=pinned),
+                SlotPool(np.float32),
+                SlotPool(delivery.label_type, pinned=pinned),
+            ),
+        )
+        self._say = say
+        self._faults = self._seen = self._submitted = 0
+        self._closed = False
+        self._workers, self._prefetch = workers, prefetch
+        self._ahead: deque[Future[Filled]] = deque()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="livtrain-loader")
+        self.tier, self._resident = self._settle(chosen, tier, ram_budget_bytes)
+        """Where the voxels lie between two patches."""
+        self._placer = CudaPlacer(self._filler, self._device) if pinned else None
+
+    def _settle(
+        self, cases: Mapping[str, LoaderCase], wanted: TierName, ram_budget_bytes: int | None
+    ) -> tuple[Tier, ResidentCohort | None]:
+        """Choose the tier and bring the voxels there."""
+        uses_packed = not self._filler.delivery.from_bytes
+        tier = choose_tier(
+            wanted,
+            list(cases.values()),
+            self._device,
+            uses_packed=uses_packed,
+            ram_budget_bytes=ram_budget_bytes,
+            processes=self._shares.world,
+        )
+        resident = None
+        if tier.name == "device":
+            try:
+                resident = ResidentCohort(cases, self._device, self._workers)
+            except (StoreError, torch.OutOfMemoryError) as error:
+                if wanted == "device":
+                    raise
+                tier = Tier("disk", tier.cohort_bytes, 0, f"the cohort cannot be held on {self._device} ({error})")
+        if uses_packed:
+            cache = ChunkCache(tier.budget_bytes) if tier.name == "ram" else None
+            for case in cases.values():
+                case.use_cache(cache)
+        if self._say is not None:
+            self._say(tier.line)
+        return tier, resident
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        if self._resident is not None:
+            return self._gathered(self._resident)
         self._submit()
         if not self._ahead:
             self.close()
             raise StopIteration
-        future, slot = self._ahead.popleft()
-        refs = future.result()
-        image, labels = self._to_device(slot, len(refs))
-        self._slots.append(slot)
+        filled = self._ahead.popleft().result()
+        self._count(filled)
+        batch = self._filler.batch(filled) if self._placer is None else self._placer.take(filled)
+        del filled  # its memory goes round
         self._submit()
-        return Batch(
-            image_BCZYX=image.float().div_(255),
-            labels_BZYX=labels,
-            counters=tuple(ref.counter for ref in refs),
-            case_ids=tuple(ref.case_id for ref in refs),
-            spacing_mm=tuple(self._spacing[ref.case_id] for ref in refs),
-        )
+        if self._placer is not None and self._ahead and self._ahead[0].done():
+            self._placer.place_ahead(self._ahead[0])
+        return batch
 
-    def _to_device(self, slot: _Slot, count: int) -> tuple[Tensor, Tensor]:
-        """Copy a slot's first patches; when this returns, the slot may be filled again."""
-        if self._copies is None:
-            return slot.image[:count].to(self._device, copy=True), slot.labels[:count].to(self._device, copy=True)
-        with torch.cuda.stream(self._copies):  # beside the network's stream: waits for the copy alone
-            image = slot.image[:count].to(self._device, non_blocking=True)
-            labels = slot.labels[:count].to(self._device, non_blocking=True)
-        self._copies.synchronize()
-        for tensor in (image, labels):
-            tensor.record_stream(torch.cuda.current_stream(self._device))
-        return image, labels
+    def _gathered(self, resident: ResidentCohort) -> Batch:
+        """The next batch, from the device's own memory."""
+        counters = self._next_counters()
+        if counters is None:
+            self.close()
+            raise StopIteration
+        return resident.batch(self._filler, counters)
+
+    def _next_counters(self) -> range | None:
+        """Counters of the next step in which this loader has any."""
+        while not self._closed and (counters := self._shares.step(self._submitted)) is not None:
+            self._submitted += 1
+            if len(counters):
+                return counters
+        return None
 
     def _submit(self) -> None:
-        """Hand free slots to the threads."""
-        while self._slots and (self._stop is None or self._next < self._stop):
-            slot = self._slots.popleft()
-            last = self._next + self._batch if self._stop is None else min(self._next + self._batch, self._stop)
-            self._ahead.append((self._pool.submit(self._fill, slot, range(self._next, last)), slot))
-            self._next = last
+        """Keep `prefetch` batches under way."""
+        while len(self._ahead) < self._prefetch:
+            counters = self._next_counters()
+            if counters is None:
+                return
+            self._ahead.append(self._pool.submit(self._fill, self._submitted - 1, counters))
 
-    def _fill(self, slot: _Slot, counters: range) -> list[PatchRef]:
-        """Read the patches of some counters into a slot; runs in a thread."""
-        refs = [self._sampler[counter] for counter in counters]
-        image, labels = slot.image.numpy(), slot.labels.numpy()
-        for position, ref in enumerate(refs):
-            self._reader.read(ref, image[position], labels[position])
-        return refs
+    def _fill(self, step: int, counters: range) -> Filled:
+        """Read one batch; runs in a thread."""
+        if self.tier.name == "disk":
+            for later in range(1 if step == 0 else _HINTED, _HINTED + 1):
+                ahead = self._shares.step(step + later)
+                if ahead:
+                    self._filler.will_need(ahead)
+        filled = self._filler.fill(counters)
+        return filled if self._placer is not None else self._filler.unpacked(filled)
+
+    def _count(self, filled: Filled) -> None:
+        """Report patches that were drawn again; end where there are too many of them."""
+        self._seen += len(filled.refs)
+        for fault in filled.faults:
+            self._faults += 1
+            text = f"{fault}; another patch takes its place. `livprep verify --deep` finds what is damaged"
+            if self._say is None:
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
+            else:
+                self._say(f"warning: {text}")
+        shares = self._shares
+        planned = 0 if shares.stop is None else (shares.stop - shares.start) / shares.world
+        if self._faults > FAULTS_ALLOWED * max(planned, self._seen):
+            raise StoreError(
+                "STORE_CORRUPT",
+                f"{self._faults} of {self._seen} patches could not be read, expected at most {FAULTS_ALLOWED:.1%} "
+                f"of a run; the last: {filled.faults[-1] if filled.faults else 'see above'}",
+            )
 
     def close(self) -> None:
         """End the threads; batches that were read ahead are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
-        self._slots.clear()
+        self._resident = None
+        self._closed = True
 
     def __enter__(self) -> PatchLoader:
         return self

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from livprep.errors import UsageError
-from livtrain.dataset import NO_MARGIN, CaseReader, overlap, read_into
+from livtrain.dataset import NO_MARGIN, CaseReader, enlarged, overlap
+from livtrain.loader.batch import Batch, patches, sizes
+from livtrain.loader.filling import BatchFiller
 from livtrain.sampling import PatchRef, Shape
 
 TierName = Literal["auto", "device", "ram", "disk"]
@@ -172,19 +174,31 @@ class ResidentCohort:
         part = self._flat[start : start + math.prod(shape)]
         whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
         if part.device.type == "cpu":
-            read_into(case, whole, part.numpy().view(np.uint16).reshape(shape))
+            case.read_packed(whole, out=part.numpy().view(np.uint16).reshape(shape))
             return
-        staged = np.empty(shape, dtype=np.uint16)
-        read_into(case, whole, staged)
+        staged = case.read_packed(whole)
         part.copy_(torch.from_numpy(staged.view(np.int16).reshape(-1)))
 
-    def gather(self, ref: PatchRef, size_zyx: Shape, out_ZYX: Tensor, margin_zyx: Shape = NO_MARGIN) -> None:
-        """Copy one patch (`size_zyx` with its margin) to `out_ZYX` (int16) on the device; outside the volume is 0."""
+    def batch(self, filler: BatchFiller, counters: range) -> Batch:
+        """The patches of some counters."""
+        refs = filler.sampler.refs(counters)
+        margins, patch = filler.margins(refs), filler.reader.patch_zyx
+        voxels = sum(math.prod(size) for size in sizes(patch, margins))
+        if self._flat.device.type == "cpu":
+            flat = torch.from_numpy(filler.buffers.slots.take((voxels,))).view(torch.int16)
+        else:
+            flat = torch.empty(voxels, dtype=torch.int16, device=self._flat.device)
+        for ref, margin, out in zip(refs, margins, patches(flat, patch, margins), strict=True):
+            self.gather(ref, patch, out, margin)
+        return filler.deliver(refs, margins, flat.view(torch.uint16))
+
+    def gather(self, ref: PatchRef, patch_zyx: Shape, out_ZYX: Tensor, margin_zyx: Shape = NO_MARGIN) -> None:
+        """Copy one patch and its margin to `out_ZYX` (int16) on the device; outside the volume is 0."""
         shape = self._shapes[ref.case_id]
-        low = tuple(o - m for o, m in zip(ref.origin_zyx, margin_zyx, strict=True))
-        region, inside = overlap((low[0], low[1], low[2]), size_zyx, shape)
+        start, wanted = enlarged(ref.origin_zyx, patch_zyx, margin_zyx)
+        region, inside = overlap(start, wanted, shape)
         size = tuple(part.stop - part.start for part in region)
-        if size != size_zyx:
+        if size != wanted:
             out_ZYX.zero_()
         steps = (shape[1] * shape[2], shape[2], 1)
         first = self._starts[ref.case_id] + sum(r.start * step for r, step in zip(region, steps, strict=True))
