@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from livtrain.loader.batch import Batch, Deliver, Margin
-from livtrain.loader.streaming import LoaderCase, PatchLoader, Shares
+from livtrain.loader.face import PatchDataset
+from livtrain.loader.request import LoaderCase, PatchRequest, Shares
+from livtrain.loader.streaming import PatchLoader
 from livtrain.loader.tiers import TIERS, Tier, TierName, choose_tier
 
 __all__ = [
@@ -12,7 +14,9 @@ __all__ = [
     "Deliver",
     "LoaderCase",
     "Margin",
+    "PatchDataset",
     "PatchLoader",
+    "PatchRequest",
     "Shares",
     "Tier",
     "TierName",

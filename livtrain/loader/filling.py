@@ -31,6 +31,7 @@ class Memory(Protocol):
     """Where the arrays of batches come from."""
 
     def take(self, shape: Sequence[int], /) -> Array: ...
+    def tensor(self, array: Array, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +141,8 @@ class BatchFiller:
         """What is delivered, in host memory and without a copy."""
         unpacked = None
         if filled.image is not None and filled.labels is not None:
-            unpacked = torch.from_numpy(filled.image), torch.from_numpy(filled.labels)
-        flat = None if filled.flat is None else torch.from_numpy(filled.flat)
+            unpacked = self.buffers.images.tensor(filled.image), self.buffers.labels.tensor(filled.labels)
+        flat = None if filled.flat is None else self.buffers.slots.tensor(filled.flat)
         return self._described(filled.refs, filled.margins_zyx, unpacked, flat)
 
     def deliver(self, refs: Sequence[PatchRef], margins_zyx: tuple[Shape, ...], flat: torch.Tensor) -> Batch:

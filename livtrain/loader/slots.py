@@ -49,6 +49,11 @@ class SlotPool:
         weakref.finalize(owner, self._free.append, buffer).atexit = False
         return lent
 
+    @staticmethod
+    def tensor(array: npt.NDArray[Any]) -> Tensor:
+        """A tensor over an array that was taken, without a copy."""
+        return torch.from_numpy(array)
+
     def _buffer(self, size: int) -> Tensor:
         while True:
             try:

@@ -11,75 +11,28 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from livprep.errors import StoreError, UsageError
-from livprep.geometry import Geometry
-from livprep.labels import Label
 from livprep.store import ChunkCache
 from livprep.windows import WindowBank
-from livtrain.dataset import PatchReader, WindowSource
-from livtrain.loader.batch import Batch, Deliver, Delivery, Margin
-from livtrain.loader.filling import BatchFiller, Buffers, Filled
+from livtrain.dataset import WindowSource
+from livtrain.loader.batch import Batch, Deliver, Margin
+from livtrain.loader.filling import Filled
 from livtrain.loader.placing import CudaPlacer
+from livtrain.loader.request import LoaderCase, PatchRequest
 from livtrain.loader.slots import SlotPool
-from livtrain.loader.tiers import ResidentCohort, Tier, TierCase, TierName, choose_tier
-from livtrain.sampling import STAGE_ODDS, CaseIndex, PatchSampler, Shape
-from livtrain.stages import get_stage
+from livtrain.loader.tiers import ResidentCohort, Tier, TierName, choose_tier
+from livtrain.sampling import Shape
 from livtrain.unpack import CtNormalization
 
 FAULTS_ALLOWED = 0.001
 """Part of the patches that may be unreadable before a run ends (reliability.md)."""
 _HINTED = 4
 """Batches between asking the kernel for a patch and reading it, beyond those that are being read."""
-
-
-class LoaderCase(TierCase, Protocol):
-    """What the loader asks of `livprep.store.CaseStore`."""
-
-    @property
-    def case_id(self) -> str: ...
-    @property
-    def geometry(self) -> Geometry: ...
-    @property
-    def windows(self) -> WindowBank: ...
-    @property
-    def near_count(self) -> int: ...
-    def class_count(self, label: Label) -> int: ...
-    def class_points(self, label: Label) -> np.ndarray[Any, np.dtype[np.int32]]: ...
-    def near_points(self) -> np.ndarray[Any, np.dtype[np.int32]]: ...
-    def use_cache(self, cache: ChunkCache | None) -> None: ...
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Which counters one of several loaders takes.
-
-    The global batch of a step, `batch * world` consecutive counters, is cut into one run of `batch` for each rank:
-    rank r takes `[r * batch, (r + 1) * batch)` of it. The ranks are disjoint, and in the order of the ranks they are
-    the stream of one loader with the batch `batch * world`. Counters start at `start` and end before `stop`; in a
-    last step that is not whole, later ranks get fewer or none.
-    """
-
-    batch: int
-    start: int = 0
-    stop: int | None = None
-    rank: int = 0
-    world: int = 1
-
-    def step(self, number: int) -> range | None:
-        """Counters of one step, possibly none; None after the last step."""
-        first = self.start + number * self.batch * self.world
-        if self.stop is not None and first >= self.stop:
-            return None
-        low = first + self.rank * self.batch
-        high = low + self.batch if self.stop is None else min(low + self.batch, self.stop)
-        return range(low, max(low, high))
 
 
 class PatchLoader:
@@ -169,40 +122,17 @@ class PatchLoader:
         normalization: CtNormalization | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        chosen = {case_id: store[case_id] for case_id in (store if cases is None else cases)}
-        if not chosen or min(batch, workers, prefetch, patches_per_read) < 1 or not 0 <= rank < world:
-            raise UsageError(
-                "CONFIG_INVALID",
-                f"loader: {len(chosen)} cases, batch {batch}, workers {workers}, prefetch {prefetch}, "
-                f"patches_per_read {patches_per_read}; expected >= 1; rank {rank} of {world}",
-            )
-        if margin is not None and deliver != "packed":
-            raise UsageError("CONFIG_INVALID", f"loader: a margin with deliver {deliver!r}; expected 'packed'")
+        if min(workers, prefetch) < 1:
+            raise UsageError("CONFIG_INVALID", f"loader: workers {workers}, prefetch {prefetch}; expected >= 1")
+        request = PatchRequest(
+            store, patch_zyx, batch, cases, windows, stage, odds, seed, start, stop, source, deliver, patches_per_read,
+            rank, world, margin, normalization,
+        )  # fmt: skip
+        chosen = request.open()
         self._device = torch.device(device)
         pinned = self._device.type == "cuda"
-        self._shares = Shares(batch, start, stop, rank, world)
-        bank = next(iter(chosen.values())).windows if windows is None else windows
-        reader = PatchReader(chosen, patch_zyx, bank, source)
-        delivery = Delivery.of(deliver, bank, reader.uses_packed, normalization or CtNormalization())
-        sampler = PatchSampler(
-            [CaseIndex.of(case) for case in chosen.values()],
-            patch_zyx,
-            odds or STAGE_ODDS[get_stage(stage).name],
-            seed,
-            patches_per_read,
-        )
-        self._filler = BatchFiller(
-            sampler,
-            reader,
-            delivery,
-            {case_id: case.geometry.spacing_mm for case_id, case in chosen.items()},
-            margin,
-            Buffers(
-                SlotPool(np.uint8 if delivery.from_bytes else np.uint16, pinned=pinned),
-                SlotPool(np.float32),
-                SlotPool(delivery.label_type, pinned=pinned),
-            ),
-        )
+        self._filler = request.filler(chosen, lambda dtype, *, sent: SlotPool(dtype, pinned=pinned))
+        self._shares = request.shares
         self._say = say
         self._faults = self._seen = self._submitted = 0
         self._closed = False
