@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from livprep.errors import UsageError
 from livtrain.loader.batch import Batch
-from livtrain.loader.filling import Memory
+from livtrain.loader.filling import FaultCount, Memory
 from livtrain.loader.request import PatchRequest
 from livtrain.loader.slots import SlotPool
 
@@ -99,13 +99,13 @@ class PatchDataset(IterableDataset[Batch]):
             )
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         filler = self.request.filler(self.request.open(), self._memory(in_worker=worker is not None))
-        number = first
+        number, faults = first, FaultCount(self.request.shares.planned / step)
         while (counters := self.request.shares.step(number)) is not None:
             number += step
             if len(counters):
                 filled = filler.unpacked(filler.fill(counters))
-                for fault in filled.faults:
-                    warnings.warn(f"{fault}; another patch takes its place", RuntimeWarning, stacklevel=2)
+                for fault in faults.count(filled):
+                    warnings.warn(fault, RuntimeWarning, stacklevel=2)
                 yield filler.batch(filled)
 
     def _memory(self, *, in_worker: bool) -> Any:

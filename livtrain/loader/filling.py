@@ -23,6 +23,8 @@ from livtrain.unpack import unit_interval, unpack_arrays, unpack_into
 Array = npt.NDArray[Any]
 DAMAGED = ("STORE_CORRUPT", "STORE_DECODE")
 """Errors of one chunk, after which the run goes on without it."""
+FAULTS_ALLOWED = 0.001
+"""Part of the patches that may be unreadable before a run ends (reliability.md)."""
 _MOST_ATTEMPTS = 8
 """Draws of a patch before its error is passed on."""
 
@@ -67,6 +69,38 @@ class Filled:
     flat: Array | None = None
     image: Array | None = None
     labels: Array | None = None
+
+
+class FaultCount:
+    """Counts patches that were drawn again, and ends the run where there are too many of them.
+
+    Parameters
+    ----------
+    planned
+        Patches of the whole run, 0 where they are not known; what was seen counts then.
+    """
+
+    def __init__(self, planned: float) -> None:
+        self._planned, self._seen, self._faults = planned, 0, 0
+
+    def count(self, filled: Filled) -> list[str]:
+        """One line for each fault of a batch.
+
+        Raises
+        ------
+        StoreError
+            STORE_CORRUPT: more than `FAULTS_ALLOWED` of the patches could not be read.
+        """
+        self._seen += len(filled.refs)
+        self._faults += len(filled.faults)
+        if self._faults > FAULTS_ALLOWED * max(self._planned, self._seen):
+            raise StoreError(
+                "STORE_CORRUPT",
+                f"{self._faults} of {self._seen} patches could not be read, expected at most {FAULTS_ALLOWED:.1%} "
+                f"of a run; the last: {filled.faults[-1]}",
+            )
+        advice = "another patch takes its place; `livprep verify --deep` finds what is damaged"
+        return [f"{fault}; {advice}" for fault in filled.faults]
 
 
 class BatchFiller:

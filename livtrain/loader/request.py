@@ -62,6 +62,11 @@ class Shares:
     rank: int = 0
     world: int = 1
 
+    @property
+    def planned(self) -> float:
+        """Patches that this loader takes in all; 0 where there is no end."""
+        return 0 if self.stop is None else max(self.stop - self.start, 0) / self.world
+
     def step(self, number: int) -> range | None:
         """Counters of one step, possibly none; None after the last step."""
         first = self.start + number * self.batch * self.world

@@ -21,7 +21,7 @@ from livprep.store import ChunkCache
 from livprep.windows import WindowBank
 from livtrain.dataset import WindowSource
 from livtrain.loader.batch import Batch, Deliver, Margin
-from livtrain.loader.filling import Filled
+from livtrain.loader.filling import FaultCount, Filled
 from livtrain.loader.placing import CudaPlacer
 from livtrain.loader.request import LoaderCase, PatchRequest
 from livtrain.loader.slots import SlotPool
@@ -29,8 +29,6 @@ from livtrain.loader.tiers import ResidentCohort, Tier, TierName, choose_tier
 from livtrain.sampling import Shape
 from livtrain.unpack import CtNormalization
 
-FAULTS_ALLOWED = 0.001
-"""Part of the patches that may be unreadable before a run ends (reliability.md)."""
 _HINTED = 4
 """Batches between asking the kernel for a patch and reading it, beyond those that are being read."""
 
@@ -134,7 +132,8 @@ class PatchLoader:
         self._filler = request.filler(chosen, lambda dtype, *, sent: SlotPool(dtype, pinned=pinned))
         self._shares = request.shares
         self._say = say
-        self._faults = self._seen = self._submitted = 0
+        self._faults = FaultCount(self._shares.planned)
+        self._submitted = 0
         self._closed = False
         self._workers, self._prefetch = workers, prefetch
         self._ahead: deque[Future[Filled]] = deque()
@@ -183,7 +182,7 @@ class PatchLoader:
             self.close()
             raise StopIteration
         filled = self._ahead.popleft().result()
-        self._count(filled)
+        self._report(self._faults.count(filled))
         batch = self._filler.batch(filled) if self._placer is None else self._placer.take(filled)
         del filled  # its memory goes round
         self._submit()
@@ -225,24 +224,12 @@ class PatchLoader:
         filled = self._filler.fill(counters)
         return filled if self._placer is not None else self._filler.unpacked(filled)
 
-    def _count(self, filled: Filled) -> None:
-        """Report patches that were drawn again; end where there are too many of them."""
-        self._seen += len(filled.refs)
-        for fault in filled.faults:
-            self._faults += 1
-            text = f"{fault}; another patch takes its place. `livprep verify --deep` finds what is damaged"
+    def _report(self, faults: list[str]) -> None:
+        for fault in faults:
             if self._say is None:
-                warnings.warn(text, RuntimeWarning, stacklevel=4)
+                warnings.warn(fault, RuntimeWarning, stacklevel=4)
             else:
-                self._say(f"warning: {text}")
-        shares = self._shares
-        planned = 0 if shares.stop is None else (shares.stop - shares.start) / shares.world
-        if self._faults > FAULTS_ALLOWED * max(planned, self._seen):
-            raise StoreError(
-                "STORE_CORRUPT",
-                f"{self._faults} of {self._seen} patches could not be read, expected at most {FAULTS_ALLOWED:.1%} "
-                f"of a run; the last: {filled.faults[-1] if filled.faults else 'see above'}",
-            )
+                self._say(f"warning: {fault}")
 
     def close(self) -> None:
         """End the threads; batches that were read ahead are dropped."""
