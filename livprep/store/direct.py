@@ -12,11 +12,14 @@ Fork: maps and what is known of chunks are inherited and stay usable; there are 
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import math
 import mmap
 import sys
 import threading
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -27,6 +30,7 @@ import numpy.typing as npt
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.mapping import MappedFile
 from livprep.store.native import Native, native
+from livprep.store.shard_format import ShardFormat, shard_format
 
 Check = Literal["always", "first", "never"]
 """When the crc32c of a chunk is computed: at each reading, when it is first read here, never."""
@@ -35,9 +39,6 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 _INDEX_ENTRY, _CRC_BYTES = 16, 4
 _MISSING = 2**64 - 1
-_MAX_CHUNK_BYTES = 1 << 28
-_FORMATS = {"lz4": 1, "lz4hc": 1, "zstd": 4}
-"""Blosc format of a codec name; lz4hc writes what lz4 reads (c-blosc, README_CHUNK_FORMAT.rst)."""
 _FAULTS = {
     1: "its crc32c is not that of its bytes",
     2: "its Blosc header does not fit the array",
@@ -46,98 +47,16 @@ _FAULTS = {
 _scratch = threading.local()
 
 
-@dataclass(frozen=True)
-class ShardFormat:
-    """An array of the subset that is read directly.
-
-    Parameters
-    ----------
-    shape_zyx
-        Voxels of the array.
-    dtype
-        Type of a voxel.
-    chunk_zyx
-        Voxels of an inner chunk.
-    blosc_format
-        Format of the Blosc chunks, None where they are not compressed.
-    """
-
-    shape_zyx: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    chunk_zyx: tuple[int, int, int]
-    blosc_format: int | None
-
-    @property
-    def grid_zyx(self) -> tuple[int, int, int]:
-        """Chunks along each axis."""
-        z, y, x = (-(-size // chunk) for size, chunk in zip(self.shape_zyx, self.chunk_zyx, strict=True))
-        return z, y, x
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of a decoded chunk."""
-        z, y, x = self.chunk_zyx
-        return z * y * x * self.dtype.itemsize
-
-
-def shard_format(node: Any) -> ShardFormat | None:
-    """The format of an array by its zarr.json; None for anything but the subset that this package writes."""
-    try:
-        dtype = np.dtype({"uint8": "u1", "int16": "<i2", "uint16": "<u2"}[node["data_type"]])
-        outer = node["codecs"][0]["configuration"]
-        shape_zyx, chunk_zyx = _triple(node["shape"]), _triple(outer["chunk_shape"])
-        blosc = next((codec["configuration"] for codec in outer["codecs"] if codec["name"] == "blosc"), None)
-        found = ShardFormat(shape_zyx, dtype, chunk_zyx, None if blosc is None else _FORMATS[blosc["cname"]])
-        if not 0 < found.chunk_bytes <= _MAX_CHUNK_BYTES or _expected(found, blosc) != {
-            key: value for key, value in node.items() if key not in {"attributes", "dimension_names", "shape"}
-        }:
-            return None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return None
-    return found
-
-
-def _triple(values: Any) -> tuple[int, int, int]:
-    z, y, x = (value for value in values if type(value) is int and value > 0)
-    return z, y, x
-
-
-def _expected(found: ShardFormat, blosc: dict[str, Any] | None) -> dict[str, Any]:
-    """The metadata, but for shape, names and attributes, that an array of that format has."""
-    item = found.dtype.itemsize
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    crc = {"name": "crc32c"}
-    inner: list[Any] = [little if item > 1 else {"name": "bytes"}, crc]
-    if blosc is not None:
-        kept = {key: blosc[key] for key in ("cname", "clevel", "blocksize")}
-        shuffle = blosc["shuffle"] if blosc["shuffle"] in {"shuffle", "noshuffle"} else None
-        inner.insert(1, {"name": "blosc", "configuration": {**kept, "typesize": item, "shuffle": shuffle}})
-    shard = [count * chunk for count, chunk in zip(found.grid_zyx, found.chunk_zyx, strict=True)]
-    sharding = {
-        "chunk_shape": list(found.chunk_zyx),
-        "codecs": inner,
-        "index_codecs": [little, crc],
-        "index_location": "end",
-    }
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "data_type": found.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0,
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "storage_transformers": [],
-    }
-
-
+@functools.cache
 def _kernels() -> ModuleType | None:
-    """The compiled part; None where numba is missing. Imported late: it costs half a second."""
+    """The compiled part, imported late because that costs half a second; None where it cannot be had."""
     try:
-        from livprep.store import kernels
+        return importlib.import_module("livprep.store.kernels")
     except ImportError:
         return None
-    return kernels
+    except Exception as error:  # a numba that this code does not know may raise anything
+        warnings.warn(f"volumes are read by zarr-python, five times slower: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 def open_direct(folder: Path) -> DirectArray | None:
@@ -145,7 +64,7 @@ def open_direct(folder: Path) -> DirectArray | None:
 
     Raises
     ------
-    ValueError, OSError
+    OSError, ValueError
         The shard is damaged: what and where is in the text.
     """
     try:
@@ -169,7 +88,7 @@ class DirectArray:
     def __init__(self, shard: Path, form: ShardFormat, functions: Native, kernels: ModuleType) -> None:
         self.form = form
         self._functions, self._kernels = functions, kernels
-        chunks = int(np.prod(form.grid_zyx))
+        chunks = math.prod(form.grid_zyx)
         self._facts = (
             *form.chunk_zyx,
             *form.grid_zyx,
@@ -184,6 +103,10 @@ class DirectArray:
         else:
             self._address = self._file.address
             self._ranges = self._checked_index(self._file, chunks)
+        self._calls = (
+            *(functions.getitem, functions.lz4, functions.crc32c, functions.madvise),
+            *(getattr(mmap, "MADV_WILLNEED", 0), mmap.ALLOCATIONGRANULARITY),
+        )
         self._state = np.zeros(chunks, dtype=np.uint8)
         self._held = np.zeros(chunks, dtype=np.int64)
         self._cache: ChunkCache | None = None
@@ -250,8 +173,7 @@ class DirectArray:
             target,
             strides,
             _scratch_address(self.form.chunk_bytes),
-            self._functions.getitem,
-            self._functions.crc32c,
+            self._calls,
             {"never": self._kernels.NEVER, "first": self._kernels.FIRST, "always": self._kernels.ALWAYS}[check],
         )
         if result:
@@ -286,22 +208,18 @@ class DirectArray:
 
     def will_need(self, box: Box) -> None:
         """Ask the system to read the chunks of a box from disk ahead of their use."""
-        self._advise(box, self._functions.madvise)
+        self._advise(box, self._calls, again=True)
 
     def stored_bytes(self, box: Box) -> int:
         """Bytes in the shard of the chunks that a box touches."""
-        return self._advise(box, 0)
+        return self._advise(box, (0,) * len(self._calls), again=False)
 
-    def _advise(self, box: Box, madvise: int) -> int:
+    def _advise(self, box: Box, calls: tuple[int, ...], *, again: bool) -> int:
         if any(first >= end for first, end in box):
             return 0
         flat = (*box[0], *box[1], *box[2])
-        advice = getattr(mmap, "MADV_WILLNEED", 0)
-        return int(
-            self._kernels.advise_box(
-                self._address, self._ranges, flat, self._facts, madvise, advice, mmap.ALLOCATIONGRANULARITY
-            )
-        )
+        advise = self._kernels.advise_box
+        return int(advise(self._address, self._ranges, self._state, self._held, flat, self._facts, calls, int(again)))
 
 
 def _scratch_address(size: int) -> int:

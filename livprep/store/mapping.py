@@ -7,12 +7,22 @@ open files: 1024 by default.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import weakref
 from pathlib import Path
 
 _FAILED = ctypes.c_void_p(-1).value
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_ssize_t]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
 
 
 class MappedFile:
@@ -35,12 +45,7 @@ class MappedFile:
             """Differs from that of any file that has another content."""
             if self.size == 0:
                 raise ValueError("the shard is empty")
-            libc = ctypes.CDLL(None, use_errno=True)
-            libc.mmap.restype = ctypes.c_void_p
-            libc.mmap.argtypes = [
-                *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_ssize_t)
-            ]
-            libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+            libc = _libc()
             address = libc.mmap(None, self.size, mmap.PROT_READ, mmap.MAP_SHARED, handle, 0)
         finally:
             os.close(handle)

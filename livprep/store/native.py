@@ -26,6 +26,8 @@ class Native:
     getitem
         `int blosc2_getitem(const void *source, int32_t source_bytes, int start, int items, void *target,
         int32_t target_bytes)`; thread-safe, it has no state (c-blosc2, blosc2.h).
+    lz4
+        `int LZ4_decompress_safe(const char *source, char *target, int source_bytes, int target_bytes)`.
     crc32c
         `uint32_t crc32c_extend(uint32_t crc, const uint8_t *data, size_t count)` of google/crc32c.
     madvise
@@ -33,6 +35,7 @@ class Native:
     """
 
     getitem: int
+    lz4: int
     crc32c: int
     madvise: int
 
@@ -40,8 +43,10 @@ class Native:
 @functools.cache
 def native() -> Native:
     """Look the functions up, once a process."""
+    blosc2 = _blosc2()
     return Native(
-        getitem=_address(_blosc2(), "blosc2_getitem"),
+        getitem=_address(blosc2, "blosc2_getitem"),
+        lz4=_address(blosc2, "LZ4_decompress_safe"),
         crc32c=_address(_crc32c(), "crc32c_extend"),
         madvise=_address(_library(None), "madvise") if hasattr(mmap, "MADV_WILLNEED") else 0,
     )
