@@ -17,6 +17,7 @@ Shape = tuple[int, int, int]
 
 _SLACK = 1e-3
 """Voxels by which a margin exceeds what exact arithmetic needs; float32 positions are off by less than 1e-4."""
+_EXACT = 1e-9
 
 
 def voxel_matrix(draw: GeometryDraw, spacing_mm: Triple) -> Matrix:
@@ -43,8 +44,7 @@ def needed_margin(draw: GeometryDraw, patch_zyx: Shape, spacing_mm: Triple) -> S
     if draw.elastic is not None:
         reach += np.array(draw.elastic.shift_mm) / np.array(spacing_mm)
     # at offset `reach` the two voxels that enclose it are read, so the margin is the distance rounded up
-    z, y, x = (max(0, math.ceil(value)) for value in reach - half + _SLACK)
-    return (z, y, x)
+    return _rounded_up(reach - half)
 
 
 def largest_margin(settings: AugmentSettings, patch_zyx: Shape, spacing_mm: Triple) -> Shape:
@@ -64,7 +64,12 @@ def largest_margin(settings: AugmentSettings, patch_zyx: Shape, spacing_mm: Trip
     reach_mm += shift_mm
     if flat:
         reach_mm[0] = half_mm[0]
-    z, y, x = (max(0, math.ceil(value)) for value in (reach_mm - half_mm) / steps + _SLACK)
+    return _rounded_up((reach_mm - half_mm) / steps)
+
+
+def _rounded_up(excess: npt.NDArray[np.float64]) -> Shape:
+    """Whole voxels; 0 where nothing is exceeded, as along z in a flat patch, whose positions are exact."""
+    z, y, x = (math.ceil(value + _SLACK) if value > _EXACT else 0 for value in excess)
     return (z, y, x)
 
 
