@@ -10,11 +10,12 @@ from torch import Tensor
 from livprep.errors import UsageError
 from livprep.geometry import Triple
 from livprep.windows import WindowBank
-from livtrain.augment.channels import Channels, apply_windows, hu_bits, label_bits
+from livtrain.augment.channels import apply_windows, hu_bits, label_bits
 from livtrain.augment.draws import GeometryDraw, draw_geometry, draw_intensity, draw_windows
 from livtrain.augment.gather import sample, sample_packed
 from livtrain.augment.geometry import Shape, displacement, needed_margin, voxel_matrix
 from livtrain.augment_config import AugmentSettings
+from livtrain.unpack import channel_table, unpack_into
 
 
 class Augmenter:
@@ -39,7 +40,6 @@ class Augmenter:
         self.settings, self.patch_zyx, self.seed = settings, patch_zyx, seed
         self._flat = settings.flat(patch_zyx)
         self._windows = windows
-        self._channels: Channels | None = None
 
     def margin(self, counter: int, spacing_mm: Triple) -> Shape:
         """Voxels (zyx) to read on each side of a patch; computed on the host, by any thread."""
@@ -66,28 +66,27 @@ class Augmenter:
         Raises
         ------
         UsageError
-            CONFIG_INVALID: a patch is smaller than the result or its margins differ, or a window reaches beyond
-            the HU of packed voxels.
+            CONFIG_INVALID: a patch is smaller than the result or its margins differ. WINDOW_INVALID: a window
+            reaches beyond the HU of packed voxels.
         """
-        if self._channels is None:
-            self._channels = Channels(self._windows)
+        table = channel_table(self._windows)
         image, labels, scratch = self._buffers(len(packed), packed[0].device)
         for k, (patch, counter, spacing) in enumerate(zip(packed, counters, spacing_mm, strict=True)):
             geometry = self._geometry(counter)
-            windows = draw_windows(self.settings, self._channels.windows, self.seed, counter)
+            jittered = draw_windows(self.settings, self._windows.windows, self.seed, counter)
             if geometry.resamples:
                 self._check(patch.shape)
                 matrix = voxel_matrix(geometry, spacing)
                 shift = displacement(geometry, self.patch_zyx, spacing, patch.device)
                 sample_packed(patch, matrix, shift, scratch, labels[k])
-                apply_windows(scratch, windows or self._channels.windows, image[k])
+                apply_windows(scratch, jittered or self._windows.windows, image[k])
             else:
-                patch = self._mirrored(self._center(patch.view(torch.int16)), geometry).view(torch.uint16)
-                labels[k] = label_bits(patch)
-                if windows is None:
-                    self._channels.look_up(patch, image[k])
+                patch = self._mirrored(self._center(patch.view(torch.int16)), geometry).contiguous()
+                if jittered is None:
+                    unpack_into(patch[None], table, image[k : k + 1], labels[k : k + 1])
                 else:
-                    apply_windows(scratch.copy_(hu_bits(patch)), windows, image[k])
+                    labels[k] = label_bits(patch)
+                    apply_windows(scratch.copy_(hu_bits(patch)), jittered, image[k])
             self._change_values(image[k], counter, scratch)
         return image, labels
 
