@@ -82,6 +82,23 @@ def ours(
     return run
 
 
+def stored(
+    volume: npt.NDArray[np.uint16], patch: Shape, settings: AugmentSettings
+) -> Callable[[int], tuple[float, float]]:
+    """The same from a channel and labels, which torch's grid_sample resamples on every device."""
+    augmenter = Augmenter(settings, patch, 0, WindowBank((WINDOW,)))
+
+    def run(k: int) -> tuple[float, float]:
+        region = cut(volume, patch, augmenter.margin(k, SPACING_MM))
+        image, labels = torch.from_numpy((region & 0xFFF) / np.float32(4095)), torch.from_numpy(region >> 12)
+        pair = [image[None]], [labels.view(torch.int16).to(torch.uint8)]
+        return timed(
+            lambda: augmenter.from_channels(*pair, counters=[k], spacing_mm=[SPACING_MM]), torch.device("cpu"), 0.0
+        )
+
+    return run
+
+
 def theirs(volume: npt.NDArray[np.uint16], patch: Shape, batch: int = 2) -> Callable[[int], tuple[float, float]]:
     """The same for nnU-Net, whose transforms take one patch after the other."""
     from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
@@ -170,6 +187,11 @@ def main() -> None:
         mean_ms(run, range(10_000, 10_002))
         cpu, wall = mean_ms(run, range(max(1, options.patches // 2)))
         print(f"| {name} | {cpu:.1f} | {wall:.1f} |")
+    if device.type == "cpu":
+        run = stored(volume, patch, AugmentSettings(preset="none", **PARTS["rotation"]))
+        mean_ms(run, range(10_000, 10_002), 1)
+        cpu, wall = mean_ms(run, range(options.patches), 1)
+        print(f"| rotation, by grid_sample | {cpu:.1f} | {wall:.1f} |")
 
 
 if __name__ == "__main__":

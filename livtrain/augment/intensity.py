@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 TRUNCATE = 3.0
-"""Standard deviations at which the blur's kernel ends, as nnU-Net's."""
+"""Standard deviations at which the blur's kernel ends."""
 _TINY = 1e-7
 
 
@@ -60,9 +60,10 @@ class BlurStep:
 def gaussian(sigma: float, size: int) -> list[float]:
     """Weights of the center and of the voxels at distance 1, 2, ...; the kernel is these on both sides, sum 1.
 
-    The radius is `TRUNCATE` sigma rounded, at most what mirroring about the ends of `size` voxels can fill.
+    The kernel's length is the odd number nearest to 2 `TRUNCATE` sigma + 0.5 (batchgeneratorsv2, blur_dimension), and
+    at most what mirroring about the ends of `size` voxels can fill.
     """
-    radius = min(int(TRUNCATE * sigma + 0.5), size - 1)
+    radius = min(int(TRUNCATE * sigma + 0.25), size - 1)
     weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
     return [weight / total for weight in weights]
