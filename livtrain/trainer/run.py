@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from livprep.errors import RunError, UsageError
-from livtrain.augment import Augmentation, augment
+from livtrain.augment import Augmenter
 from livtrain.checkpoint import Checkpoint
 from livtrain.loader import Batch, PatchLoader
 from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
@@ -74,7 +74,7 @@ class Run:
             build_loss(settings.loss),
             AlphaSchedule(supervision.alpha, supervision.decay, supervision.decay_every),
         )
-        self.strength = Augmentation(**settings.augment.model_dump())
+        self.augmenter = Augmenter(settings.augment, settings.patch_zyx, settings.seed, settings.bank)
         self.step = 0
         self.progress = Progress()
         self._started = time.perf_counter()
@@ -98,13 +98,8 @@ class Run:
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the loss as a scalar that may still be computed on the device."""
-        image, labels = augment(
-            batch.image_BCZYX,
-            batch.labels_BZYX,
-            counters=batch.counters,
-            spacing_mm=batch.spacing_mm,
-            seed=self.settings.seed,
-            strength=self.strength,
+        image, labels = self.augmenter.from_channels(
+            batch.image_BCZYX, batch.labels_BZYX, counters=batch.counters, spacing_mm=batch.spacing_mm
         )
         target, weight = self.stage.target(labels), self.stage.weight(labels, batch.spacing_mm)
         fraction = self.fraction
