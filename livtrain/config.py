@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from livprep.errors import UsageError
 from livprep.windows import Window, WindowBank
+from livtrain.augment_config import AugmentSettings
 from livtrain.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -48,34 +49,16 @@ class WindowSetting(_Frozen):
 
 
 class SamplingSettings(_Frozen):
-    """Odds of the three kinds of patches; they need not sum to 1.
+    """Odds of the four kinds of patches; they need not sum to 1.
 
-    `tumor` and `liver` patches contain a voxel of that label, `anywhere` patches lie uniformly in the volume.
+    `tumor` and `liver` patches contain a voxel of that label, `near` patches one outside of the liver and within
+    20 mm of it, `anywhere` patches lie uniformly in the volume.
     """
 
     tumor: float = Field(default=0.0, ge=0)
     liver: float = Field(default=0.0, ge=0)
+    near: float = Field(default=0.0, ge=0)
     anywhere: float = Field(default=0.0, ge=0)
-
-
-class AugmentSettings(_Frozen):
-    """Strengths of the random changes of a batch; all zero changes nothing.
-
-    `probability` is that of each kind (intensity, affine) for one patch. `intensity` scales and shifts by up to
-    this fraction of the window, `gamma` is the largest change of the exponent, `noise` the largest standard
-    deviation as a fraction of the window, `rotation_deg` and `scale` the largest turn and zoom. Left-right flips
-    are off: on which side the liver lies is information.
-    """
-
-    probability: float = Field(default=0.5, ge=0, le=1)
-    intensity: float = Field(default=0.1, ge=0, lt=1)
-    gamma: float = Field(default=0.2, ge=0, lt=1)
-    noise: float = Field(default=0.05, ge=0)
-    rotation_deg: float = Field(default=15.0, ge=0, le=180)
-    scale: float = Field(default=0.15, ge=0, lt=1)
-    flip_z: bool = False
-    flip_y: bool = False
-    flip_x: bool = False
 
 
 class SupervisionSettings(_Frozen):
@@ -102,6 +85,10 @@ class Settings(_Frozen):
     `windows` is `stored` (every stored channel in store order), names of stored channels, `hu:LEVEL/WIDTH,...`, or,
     once resolved, the list itself. `window_source` says whether channels are derived from the packed HU (`packed`,
     the same bytes) or read as stored (`stored`).
+
+    `loader_tier` says where voxels lie between two patches (`device`, decoded in `ram` up to `ram_budget_gb`, or on
+    `disk`; `auto` chooses from sizes); the patches are the same. `patches_per_read` > 1 makes that many patches in a
+    row neighbors, which spares decoding and makes batches less varied.
     """
 
     stage: Literal["liver", "tumor", "multiclass"] = "liver"
@@ -144,6 +131,9 @@ class Settings(_Frozen):
     compile: bool = False
     activation_checkpointing: bool = False
     loader_threads: int = Field(default=2, ge=1)
+    loader_tier: Literal["auto", "device", "ram", "disk"] = "auto"
+    ram_budget_gb: float | None = Field(default=None, gt=0)
+    patches_per_read: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=1)
     validate_every: int = Field(default=1000, ge=0)
     validation_cases: int | None = Field(default=None, ge=1)

@@ -20,13 +20,12 @@ from livprep.store import layout
 from livprep.store.arrays import WHOLE, Region, VolumeArray, box_of, box_shape
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
+from livprep.store.points import read_points
 from livprep.windows import Window, WindowBank
 
 if TYPE_CHECKING:
     import xarray
 
-NEAR = "near"
-"""Name, in the index, of the points within 20 mm of the liver."""
 _PACKED = f"{layout.TRAIN}/packed"
 
 
@@ -205,14 +204,35 @@ class CaseStore:
         return self._points(label.name.lower())
 
     def near_points(self) -> npt.NDArray[np.int32]:
-        """Up to 4096 coordinates `(n, 3)` (z, y, x) near the liver and not in it; none in stores without them."""
-        if f"{NEAR}/zarr.json" not in self._manifest(layout.INDEX)["files"]:
+        """Up to 4096 coordinates `(n, 3)` (z, y, x) drawn uniformly from the voxels near the liver and not in it.
+
+        Near is within 20 mm (`livprep.store.NEAR_MM`). None in cases without liver, and in stores without them.
+        """
+        if not self.near_count:
             return np.empty((0, 3), dtype=np.int32)
-        return self._points(NEAR)
+        return self._points(layout.NEAR)
+
+    @cached_property
+    def near_count(self) -> int:
+        """Number of `near_points`, without reading them."""
+        try:
+            node = json.loads((self.path / layout.INDEX / layout.NEAR / "zarr.json").read_text(encoding="utf-8"))
+            return int(node["shape"][0])
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: array index/near cannot be opened") from error
 
     def _points(self, kind: str) -> npt.NDArray[np.int32]:
         name = f"{layout.INDEX}/{kind}"
-        return np.asarray(self._decode(self._array(name), name, ...), dtype=np.int32).reshape(-1, 3)
+        self._check_files(name)
+        try:
+            points = read_points(self.path / name)
+        except (OSError, ValueError) as error:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: {name} cannot be decoded ({error})") from error
+        if points is None:
+            points = self._decode(self._array(name), name, ...)
+        return np.asarray(points, dtype=np.int32).reshape(-1, 3)
 
     def class_count(self, label: Label) -> int:
         """Voxels of exactly that label."""

@@ -49,7 +49,7 @@ _scratch = threading.local()
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def compiled() -> ModuleType | None:
     """The compiled part, imported late because that costs half a second; None where it cannot be had."""
     if importlib.util.find_spec("numba") is None:
         return None
@@ -74,7 +74,7 @@ def open_direct(folder: Path) -> DirectArray | None:
         return None
     if found is None or sys.byteorder != "little":
         return None
-    functions, kernels = native(), _kernels()
+    functions, kernels = native(), compiled()
     if kernels is None or (found.blosc_format is not None and functions.getitem == 0):
         return None
     return DirectArray(folder / "c" / "0" / "0" / "0", found, functions, kernels)

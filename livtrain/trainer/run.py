@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from livprep.errors import RunError, UsageError
-from livtrain.augment import Augmentation, augment
+from livtrain.augment import Augmenter
 from livtrain.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from livtrain.loader import Batch, PatchLoader
 from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
@@ -28,14 +29,15 @@ from livtrain.trainer.optimization import (
     build_optimizer,
     drop_encoder_gradients,
 )
-from livtrain.trainer.plan import Plan
+from livtrain.trainer.plan import Plan, Say
 from livtrain.trainer.schedule import Plateau, learning_rate
+from livtrain.unpack import fits_packed
 
 _COURSE = {
     "stage", "network", "width", "dropout", "loss", "windows", "window_source", "patch_zyx", "batch", "learning_rate",
     "schedule", "milestones", "warmup", "gradient_clip", "weight_decay", "supervision", "sampling", "augment", "seed",
     "amp", "pretrained", "frozen", "background", "class_weights", "accumulate", "optimizer", "momentum", "patience",
-    "ema", "channels_last", "compile", "activation_checkpointing",
+    "ema", "channels_last", "compile", "activation_checkpointing", "patches_per_read",
 }  # fmt: skip
 """Settings that decide every parameter of a run; a resumed run must have the same."""
 
@@ -83,7 +85,7 @@ class Run:
             AlphaSchedule(supervision.alpha, supervision.decay, supervision.decay_every),
             get_network(settings.network).map_weights,
         )
-        self.strength = Augmentation(**settings.augment.model_dump())
+        self.augmenter = Augmenter(settings.augment, settings.patch_zyx, settings.seed, settings.bank)
         self.step = 0
         self.progress = Progress()
         self._started = time.perf_counter()
@@ -127,14 +129,7 @@ class Run:
 
     def _backward(self, batch: Batch, fraction: float, share: int) -> Tensor:
         """Add the gradients of one batch's loss, divided by `share`; returns the loss."""
-        image, labels = augment(
-            batch.image_BCZYX,
-            batch.labels_BZYX,
-            counters=batch.counters,
-            spacing_mm=batch.spacing_mm,
-            seed=self.settings.seed,
-            strength=self.strength,
-        )
+        image, labels = self._augmented(batch)
         target, weight = self.stage.target(labels), self.stage.weight(labels, batch.spacing_mm)
         with self.precision.autocast():
             maps = self._forward(image.contiguous(memory_format=self.format))
@@ -157,9 +152,21 @@ class Run:
             self.progress.best_val_dice, self.progress.best_step = dice, self.step
         return better
 
-    def loader(self) -> PatchLoader:
-        """The patches from the next step on."""
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        facts: Any = {"counters": batch.counters, "spacing_mm": batch.spacing_mm}
+        if batch.flat is not None:
+            return self.augmenter.from_packed(batch.packed, **facts)
+        return self.augmenter.from_channels(batch.image_BCZYX, batch.labels_BZYX, **facts)
+
+    def loader(self, say: Say) -> PatchLoader:
+        """The patches from the next step on; `say` takes one line for where they are read from.
+
+        They stay packed until augmentation, which turns HU and labels in one pass, moves windows, and asks for a
+        margin where it turns. Windows beyond 12 bits, and stored channels, come as channels and without a margin.
+        """
         settings = self.settings
+        packed = settings.window_source == "packed" and all(fits_packed(window) for window in settings.bank)
+        budget_gb = settings.ram_budget_gb
         return PatchLoader(
             self.plan.cases,
             settings.patch_zyx,
@@ -174,6 +181,12 @@ class Run:
             prefetch=settings.prefetch,
             device=self.device,
             source=settings.window_source,
+            tier=settings.loader_tier,
+            ram_budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
+            patches_per_read=settings.patches_per_read,
+            deliver="packed" if packed else "channels",
+            margin=self.augmenter.margin if packed else None,
+            say=say,
         )
 
     def checkpoint(self) -> Checkpoint:
