@@ -125,6 +125,8 @@ def settings_digest(job: IngestJob) -> str:
         "repair": None if repair is None else repair.model_dump(mode="json"),
         "patient": catalog.patient_of(case.case_id),
     }
+    if case.case_id.startswith("litstest-") and case.number in catalog.lits.test_axes_swapped:
+        settings["axes_swapped"] = True
     listed = catalog.own_case(case.case_id)
     if listed is not None:
         settings["labels"] = {str(value): int(label) for value, label in listed.labels.items()}

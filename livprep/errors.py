@@ -300,6 +300,18 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_RESCALE_VARIES": CodeInfo(
         "Slope or intercept differ between slices; each slice is rescaled by its own.", "Nothing to do.", 0
     ),
+    "SERIES_RESCALE_TYPE": CodeInfo(
+        "RescaleType says that the values are another quantity than HU (effective atomic number, electron density, "
+        "mg/ml and the like).",
+        "Export the series of HU instead.",
+        _CASE,
+    ),
+    "SERIES_RESCALE_UNIT": CodeInfo(
+        "RescaleType leaves the unit open (US), or the values are modified HU (HU_MOD, virtual monoenergetic images); "
+        "they are taken as HU.",
+        "Look at what `livprep info CASE` says of air and liver.",
+        0,
+    ),
     "SERIES_NUMBERING": CodeInfo(
         "InstanceNumber does not follow the slices, whose positions are even.", "Nothing to do.", 0
     ),

@@ -17,6 +17,7 @@ from livprep.formats.dicom_checks import (
     AIR_HU,
     check_complete,
     check_rescale,
+    check_rescale_type,
     check_uniform,
     header_notes,
     slice_distance,
@@ -82,7 +83,7 @@ def assemble(role: str, slices: list[Slice]) -> Series:
         geometry = Geometry.from_affine_lps(affine, (len(slices), *first.pixels.shape))
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
-    notes = [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
+    notes = [*header_notes(role, slices, dz), *check_rescale_type(role, slices), *check_complete(role, slices, dz)]
     hu, padding = _decode(role, slices)
     notes += [*check_rescale(role, slices, hu), *padding]
     slices.clear()

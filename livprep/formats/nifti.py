@@ -167,7 +167,9 @@ def to_hu(ref: FileRef, image: Nifti) -> npt.NDArray[np.int16]:
         scaled = np.rint(values.astype(np.float64) * image.slope + image.inter)
     low, high = scaled.min(), scaled.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= -32768 and high <= 32767):
-        raise SourceError("HU_RANGE", f"{ref}: values {low} to {high}, expected finite HU within int16")
+        odd = int(np.count_nonzero(~np.isfinite(scaled))) if scaled.dtype.kind == "f" else 0
+        text = f"values {low} to {high}, {odd} of {scaled.size} not finite, expected finite HU within int16"
+        raise SourceError("HU_RANGE", f"{ref}: {text}")
     return scaled.astype(np.int16, copy=False)
 
 
