@@ -159,6 +159,20 @@ def read_bytes(ref: FileRef) -> bytes:
         raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from error
 
 
+def read_start(ref: FileRef, count: int) -> bytes:
+    """Return the first bytes of a file, for a look at its header; errors as in `read_bytes`."""
+    try:
+        if not ref.members:
+            with Path(ref.path).open("rb") as file:
+                return file.read(count)
+        with _open_zip(FileRef(ref.path, ref.members[:-1])).open(ref.members[-1]) as member:
+            return member.read(count)
+    except SourceError:
+        raise
+    except (KeyError, *_DAMAGE) as error:
+        raise SourceError("SOURCE_MISSING", f"{ref}: cannot be read ({type(error).__name__})") from error
+
+
 def _check_limits(ref: FileRef, info: zipfile.ZipInfo) -> None:
     ratio = info.file_size / max(1, info.compress_size)
     if info.file_size > MAX_MEMBER_BYTES or (info.file_size > _RATIO_FLOOR_BYTES and ratio > MAX_RATIO):

@@ -103,6 +103,27 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
     return Nifti(values, slope, inter if np.isfinite(inter) else 0.0, geometry, affine, notes)
 
 
+def stated_grid(ref: FileRef, start: bytes) -> Geometry:
+    """The grid that the header in the first bytes of a .nii or .nii.gz states; no check beyond what it needs.
+
+    Raises
+    ------
+    SourceError
+        GZIP_CORRUPT, NIFTI_HEADER or NIFTI_AFFINE.
+    """
+    if start[:2] == b"\x1f\x8b":
+        try:
+            start = bytes(isal_zlib.decompressobj(wbits=31).decompress(start, 544))
+        except _GzipError as error:
+            raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
+    header = _header(ref, start[:544])
+    x, y, z = (max(1, int(n)) if k < int(header["dim"][0]) else 1 for k, n in enumerate(header["dim"][1:4]))
+    try:
+        return Geometry.from_affine_ras(_affine(ref, header)[0], (z, y, x))
+    except GeometryError as error:
+        raise SourceError("NIFTI_AFFINE", f"{ref}: {error.message}") from error
+
+
 def _header(ref: FileRef, data: bytes) -> nib.Nifti1Header:
     kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     orders: tuple[tuple[Literal["little", "big"], str], ...] = (("little", "<"), ("big", ">"))
