@@ -167,8 +167,8 @@ def _prepare_store(ingest: Ingest) -> None:
     try:
         create_store(request.store, request.preparation, request.profile, ingest.catalog.digest)
     except StoreError as error:
-        # --replace of every published case is the one way to change a store's preparation.
-        if error.code != "STORE_PREPARATION" or not request.replace:
+        # --replace of every published case is the one way to change a store's preparation, unless it is empty.
+        if error.code != "STORE_PREPARATION" or not (request.replace or not open_store(request.store).case_ids):
             raise
         kept = set(open_store(request.store)) - {case.case_id for case in ingest.found.cases}
         if kept:

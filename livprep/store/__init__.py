@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.layout import staging_entries
+from livprep.store.migrating import migrate_store, version_of
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
@@ -33,6 +34,7 @@ __all__ = [
     "create_store",
     "index_points",
     "is_store",
+    "migrate_store",
     "open_store",
     "pack",
     "publish_case",
@@ -40,4 +42,5 @@ __all__ = [
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "version_of",
 ]

@@ -110,6 +110,15 @@ def write_manifest(component: Path, facts: dict[str, Any]) -> None:
     write_json(component / MANIFEST, {**facts, "files": files})
 
 
+def read_manifest(path: Path) -> dict[str, str]:
+    """File -> sha256 of a manifest; StoreError STORE_CORRUPT where it is none."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(name): str(facts["sha256"]) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError("STORE_CORRUPT", f"{path.name}: no usable manifest ({type(error).__name__})") from error
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file."""
     digest = hashlib.sha256()

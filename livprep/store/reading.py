@@ -18,9 +18,9 @@ from livprep.geometry import Geometry
 from livprep.labels import Label, LabelArray
 from livprep.prepare import Preparation
 from livprep.provenance import digest_of
-from livprep.schema import SCHEMA_VERSION, CaseMeta, StoreMeta, WindowMeta
+from livprep.schema import CaseMeta, StoreMeta, WindowMeta
 from livprep.splits import Split
-from livprep.store import layout
+from livprep.store import layout, versions
 from livprep.windows import Window, WindowBank
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Store(Mapping[str, "CaseStore"]):
         if not path.exists():
             raise StoreError("STORE_MISSING", f"{path}: no such store")
         data = layout.read_attributes(path)
-        _check_version(path, data)
+        data = versions.current_root(path, data)
         try:
             self.meta = StoreMeta.model_validate(data)
             self.preparation = Preparation.from_dict(self.meta.preparation)
@@ -134,14 +134,6 @@ class Store(Mapping[str, "CaseStore"]):
         layout.write_json(folder / f"{split.name}.json", {**data, "digest": digest_of(data)})
 
 
-def _check_version(path: Path, data: dict[str, Any]) -> None:
-    version = data.get("schema_version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreError("STORE_UNREADABLE", f"{path}: schema_version is {version!r}, expected a number from 1")
-    if version > SCHEMA_VERSION:
-        raise StoreError("STORE_NEWER", f"{path}: schema version {version}, this livprep reads up to {SCHEMA_VERSION}")
-
-
 class CaseStore:
     """One published case; arrays are opened when first read. Pickles as a path.
 
@@ -163,7 +155,7 @@ class CaseStore:
     def meta(self) -> CaseMeta:
         """The case's attributes."""
         data = layout.read_attributes(self.path)
-        _check_version(self.path, data)
+        data = versions.current_case(self.path, data)
         try:
             return CaseMeta.model_validate(data)
         except ValidationError as error:
