@@ -153,7 +153,7 @@ def main():
     assert all(receipt.status == "published" for receipt in receipts), receipts
     opened = open_store(store)
     windows = [Window(40, 220), Window(60, 140)]
-    list(run_windows(opened, plan_windows(opened, windows), workers, scheduler))
+    list(run_windows(opened, plan_windows(opened, windows), 1, scheduler))
     divide(SplitRequest(store, val=0.4))
     if cluster is not None:
         cluster.close()
