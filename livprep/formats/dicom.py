@@ -19,6 +19,7 @@ from livprep.formats.dicom_checks import (
     AIR_HU,
     check_complete,
     check_rescale,
+    check_rescale_type,
     check_uniform,
     header_notes,
     slice_distance,
@@ -136,7 +137,8 @@ def _order(role: str, slices: list[Slice]) -> tuple[Geometry, list[Note]]:
         geometry = Geometry.from_affine_lps(affine, (len(slices), *first.pixels.shape))
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
-    return geometry, [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
+    notes = [*header_notes(role, slices, dz), *check_rescale_type(role, slices), *check_complete(role, slices, dz)]
+    return geometry, notes
 
 
 def _check_memory(role: str, slices: Sequence[Slice]) -> None:

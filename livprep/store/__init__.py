@@ -6,12 +6,14 @@ from livprep.store.checking import Findings, case_folders, check_case, check_roo
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
 from livprep.store.layout import staging_entries
+from livprep.store.migrating import migrate_store, version_of
 from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
     add_window,
     change_preparation,
+    channels_of,
     create_store,
     index_points,
     pack,
@@ -32,11 +34,13 @@ __all__ = [
     "add_window",
     "case_folders",
     "change_preparation",
+    "channels_of",
     "check_case",
     "check_root",
     "create_store",
     "index_points",
     "is_store",
+    "migrate_store",
     "near_points",
     "open_store",
     "pack",
@@ -45,4 +49,5 @@ __all__ = [
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "version_of",
 ]

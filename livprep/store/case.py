@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from livprep.errors import StoreError
 from livprep.geometry import Geometry
 from livprep.labels import Label, LabelArray
-from livprep.schema import SCHEMA_VERSION, CaseMeta, WindowMeta
-from livprep.store import layout
+from livprep.schema import CaseMeta, WindowMeta
+from livprep.store import layout, versions
 from livprep.store.arrays import WHOLE, Region, VolumeArray, box_of, box_shape
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
     import xarray
 
 _PACKED = f"{layout.TRAIN}/packed"
-
-
-def check_version(path: Path, data: dict[str, Any]) -> None:
-    """Refuse attributes of a newer store, or of none: StoreError STORE_NEWER or STORE_UNREADABLE."""
-    version = data.get("schema_version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreError("STORE_UNREADABLE", f"{path}: schema_version is {version!r}, expected a number from 1")
-    if version > SCHEMA_VERSION:
-        raise StoreError("STORE_NEWER", f"{path}: schema version {version}, this livprep reads up to {SCHEMA_VERSION}")
 
 
 class CaseStore:
@@ -73,7 +64,7 @@ class CaseStore:
     def meta(self) -> CaseMeta:
         """The case's attributes."""
         data = layout.read_attributes(self.path)
-        check_version(self.path, data)
+        data = versions.current_case(self.path, data)
         try:
             return CaseMeta.model_validate(data)
         except ValidationError as error:

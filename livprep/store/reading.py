@@ -13,8 +13,8 @@ from livprep.prepare import Preparation
 from livprep.provenance import digest_of
 from livprep.schema import StoreMeta
 from livprep.splits import Split
-from livprep.store import layout
-from livprep.store.case import CaseStore, check_version
+from livprep.store import layout, versions
+from livprep.store.case import CaseStore
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
 
@@ -58,7 +58,7 @@ class Store(Mapping[str, "CaseStore"]):
         if not path.exists():
             raise StoreError("STORE_MISSING", f"{path}: no such store")
         data = layout.read_attributes(path)
-        check_version(path, data)
+        data = versions.current_root(path, data)
         try:
             self.meta = StoreMeta.model_validate(data)
             self.preparation = Preparation.from_dict(self.meta.preparation)

@@ -137,7 +137,7 @@ def _keep_channels(store: Path, case_id: str, channels: Sequence[WindowMeta]) ->
         layout.write_json(layout.channels_path(store, case_id), [meta.model_dump(mode="json") for meta in channels])
 
 
-def _channels_of(store: Path, case_id: str) -> list[WindowMeta]:
+def channels_of(store: Path, case_id: str) -> list[WindowMeta]:
     """Channels that a case must have when it is published: those it has, or had before the preparation changed."""
     case = open_store(store).get(case_id)
     if case is not None:
@@ -175,10 +175,10 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     name = content.meta.case
     with layout.staged(store, name) as folder:
         _write_case(folder, content, PROFILES[profile])
-        _write_channels(folder, content, _channels_of(store, name), PROFILES[profile])
+        _write_channels(folder, content, channels_of(store, name), PROFILES[profile])
         with layout.locked(store, name):
             # A channel that was added or removed meanwhile is so in the new case too.
-            channels = _channels_of(store, name)
+            channels = channels_of(store, name)
             _write_channels(folder, content, channels, PROFILES[profile])
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             target = layout.case_path(store, name)
@@ -254,7 +254,7 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
     layout.write_manifest(folder / layout.TRAIN, digests, hashes)
 
     _write_index(folder / layout.INDEX, content.meta.case, label_values, content.meta.label_voxels, grid.spacing_mm)
-    layout.write_manifest(folder / layout.INDEX, digests, {})
+    layout.write_manifest(folder / layout.INDEX, digests)
 
     _make_group(folder / layout.WINDOWS)
     layout.write_json(
