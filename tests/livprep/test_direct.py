@@ -682,16 +682,16 @@ def test_a_numba_that_cannot_compile_is_told_and_passed_by(monkeypatch: pytest.M
     def fail(name: str) -> None:
         raise LookupError("odd")
 
-    direct._kernels.cache_clear()
+    direct.compiled.cache_clear()
     monkeypatch.setattr(direct.importlib, "import_module", fail)
     with pytest.warns(RuntimeWarning, match="read by zarr-python, five times slower: odd"):
-        assert direct._kernels() is None
-    direct._kernels.cache_clear()
+        assert direct.compiled() is None
+    direct.compiled.cache_clear()
     monkeypatch.setattr(direct.importlib.util, "find_spec", lambda name: None)
-    assert direct._kernels() is None
+    assert direct.compiled() is None
     monkeypatch.undo()
-    direct._kernels.cache_clear()
-    assert direct._kernels() is not None
+    direct.compiled.cache_clear()
+    assert direct.compiled() is not None
 
 
 def test_compiling_without_a_folder_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
