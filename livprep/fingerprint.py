@@ -12,14 +12,21 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from livprep.volume import LOWEST_HU, histogram
+
 LOW_HU, HIGH_HU = -900, 900
 """Both data sets cut HU off outside about +-1000; what lies beyond counts as the nearest bound."""
 
 
 def fingerprint(hu: npt.NDArray[np.int16]) -> str:
     """Return the hex sha256 of the histogram of `(z, y, x)` int16 HU clipped to `LOW_HU`...`HIGH_HU`."""
-    counts = np.zeros(HIGH_HU - LOW_HU + 1, dtype="<i8")
-    for section in hu:  # by slice: the widened copies stay small
-        clipped = np.clip(section, LOW_HU, HIGH_HU).astype(np.int64) - LOW_HU
-        counts += np.bincount(clipped.ravel(), minlength=counts.size)
-    return hashlib.sha256(counts.tobytes()).hexdigest()
+    return fingerprint_of(histogram(hu))
+
+
+def fingerprint_of(counts: npt.NDArray[np.int64]) -> str:
+    """Return the fingerprint of a scan from its `livprep.volume.histogram`."""
+    first, last = LOW_HU - LOWEST_HU, HIGH_HU - LOWEST_HU
+    clipped = counts[first : last + 1].astype("<i8")
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last + 1 :].sum()
+    return hashlib.sha256(clipped.tobytes()).hexdigest()

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.bounded import MAX_EXPANSION, open_regular, overlap, read_entry
+from livprep.formats.bounded import MAX_EXPANSION, InflateError, open_regular, overlap, read_entry
 
 MAX_MEMBER_BYTES = 4 << 30
 MAX_RATIO = float(MAX_EXPANSION)
@@ -37,8 +37,8 @@ _MAX_DEFLATE = 1032
 """The most that deflate expands: 258 bytes from 2 bits."""
 _SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, NotImplementedError,
-    RuntimeError, IndexError,
+    zipfile.BadZipFile, zlib.error, InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    NotImplementedError, RuntimeError, IndexError,
 )  # fmt: skip
 """All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""
 

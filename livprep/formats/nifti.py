@@ -291,10 +291,12 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
         LABEL_UNKNOWN: a value that is no integer of `allowed`.
     """
     if not image.scaled and image.values.dtype == np.uint8:
-        counts = np.zeros(256, dtype=np.int64)
-        for plane in image.values:  # bincount takes eight bytes a voxel
-            counts += np.bincount(plane.ravel(), minlength=256)
-        _check_labels(ref, np.flatnonzero(counts).tolist(), allowed)
+        strange = np.ones(256, dtype=bool)
+        strange[list(allowed)] = False
+        top = max(allowed) if set(allowed) == set(range(max(allowed) + 1)) else -1  # then the largest value decides
+        for section in image.values:  # slice by slice: only what holds something unexpected is looked at closely
+            if section.max() > top if top >= 0 else strange[section].any():
+                _check_labels(ref, np.unique(section).tolist(), allowed)
         return image.values.astype(np.uint8)
     labels = np.empty(image.values.shape, dtype=np.uint8)
     for slab, scaled in _scaled(image):

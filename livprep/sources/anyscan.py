@@ -14,7 +14,7 @@ from livprep.formats.dicom import read_series
 from livprep.formats.dicom_header import DICOM_START_BYTES, is_dicom, peek
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import read_nifti, to_hu
-from livprep.sources.found import Files, Found, SourceCase, hu_notes
+from livprep.sources.found import Files, Found, SourceCase, look_at
 from livprep.volume import LabelledVolume, Volume
 
 _NIFTI = re.compile(r"(.+?)\.nii(\.gz)?", re.IGNORECASE)
@@ -87,13 +87,16 @@ def read(case: Case, reader: HashingReader) -> SourceCase:
     else:
         series = read_series(reader, "image", case.image)
         volume, affine, notes = Volume(series.hu, series.geometry), series.geometry.affine_ras, series.notes
+    labelled = LabelledVolume(volume)
+    look = look_at(case.case_id, labelled, notes)
     return SourceCase(
         case=case,
         patient=case.case_id,
-        volume=LabelledVolume(volume),
+        volume=labelled,
         header_affine_ras=affine,
-        notes=(*notes, *hu_notes(case.case_id, volume.hu)),
+        notes=(*notes, *look.notes),
         repairs=(),
+        look=look,
         digest=reader.digest(),
         bytes_in=reader.bytes_read,
     )

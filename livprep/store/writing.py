@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry
-from livprep.labels import UNLABELLED, Label, LabelArray
+from livprep.labels import UNLABELLED, Label, LabelArray, label_counts, voxels_at
 from livprep.prepare import Preparation
 from livprep.provenance import package_version
 from livprep.schema import (
@@ -33,6 +34,7 @@ from livprep.schema import (
 )
 from livprep.store import layout, ome
 from livprep.store.reading import CaseStore, open_store
+from livprep.store.shards import Part, Region, write_shard
 from livprep.volume import LabelledVolume
 from livprep.windows import FUNCTION, Window
 
@@ -107,11 +109,43 @@ def _write_root(path: Path, preparation: Preparation, profile: ProfileName, cata
 def change_preparation(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
     """Remove all cases of a store and set another preparation and profile; splits and journal stay.
 
-    Killed in between it leaves a store of the old preparation with fewer cases.
+    Which channels each case had is kept beside the staged work, and the next publication of the case makes them
+    anew. Killed in between it leaves a store of the old preparation with fewer cases.
     """
-    for case_id in open_store(path):
-        remove_case(path, case_id)
+    for case_id, case in open_store(path).items():
+        with layout.locked(path, case_id):
+            _keep_channels(path, case_id, _stored_channels(case))
+            layout.withdraw(path, case.path)
     _write_root(path, preparation, profile, catalog_digest)
+
+
+def _stored_channels(case: CaseStore) -> list[WindowMeta]:
+    """Channels of a case that is about to be replaced; without those that are too damaged to tell what they are."""
+    found = []
+    for folder in sorted((case.path / layout.WINDOWS).glob("*/")):
+        try:
+            found.append(WindowMeta.model_validate(layout.read_attributes(folder)))
+        except (StoreError, ValueError):
+            continue
+    return found
+
+
+def _keep_channels(store: Path, case_id: str, channels: Sequence[WindowMeta]) -> None:
+    """Write down the channels of a case that may be out of sight if this process is killed now."""
+    if channels:
+        layout.write_json(layout.channels_path(store, case_id), [meta.model_dump(mode="json") for meta in channels])
+
+
+def _channels_of(store: Path, case_id: str) -> list[WindowMeta]:
+    """Channels that a case must have when it is published: those it has, or had before the preparation changed."""
+    case = open_store(store).get(case_id)
+    if case is not None:
+        return _stored_channels(case)
+    try:
+        kept = json.loads(layout.channels_path(store, case_id).read_text(encoding="utf-8"))
+        return [WindowMeta.model_validate(entry) for entry in kept]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _make_group(folder: Path, attributes: dict[str, Any] | None = None) -> None:
@@ -131,7 +165,7 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     profile
         Codec profile of the volumes.
     replace
-        Take an already published case of that id away first.
+        Take the place of an already published case of that id; its channels are made anew of the new HU.
 
     Returns
     -------
@@ -140,13 +174,47 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     name = content.meta.case
     with layout.staged(store, name) as folder:
         _write_case(folder, content, PROFILES[profile])
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        target = layout.case_path(store, name)
+        _write_channels(folder, content, _channels_of(store, name), PROFILES[profile])
         with layout.locked(store, name):
-            if replace and target.exists():
-                layout.sync_tree(folder)  # the slow part first: the case is out of sight for two renames only
-                layout.withdraw(store, target)
-            return size if layout.publish(folder, target) else 0
+            # A channel that was added or removed meanwhile is so in the new case too.
+            channels = _channels_of(store, name)
+            _write_channels(folder, content, channels, PROFILES[profile])
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            target = layout.case_path(store, name)
+            if replace:
+                _keep_channels(store, name, channels)
+            put = layout.replace_published(store, folder, target) if replace else layout.publish(folder, target)
+            layout.channels_path(store, name).unlink(missing_ok=True)
+            return size if put else 0
+
+
+def _write_channels(folder: Path, content: CaseContent, channels: Sequence[WindowMeta], profile: Profile) -> None:
+    """Bring the channels of a staged case to exactly the given ones; published with the case by its one rename."""
+    there = {path.name for path in (folder / layout.WINDOWS).glob("*/")}
+    image = content.volume.image
+    for name in there - {meta.name for meta in channels}:
+        shutil.rmtree(folder / layout.WINDOWS / name)
+    for meta in channels:
+        if meta.name not in there:
+            values = Window(meta.wl, meta.ww, meta.name).apply(image.hu)
+            target = folder / layout.WINDOWS / meta.name
+            _write_channel(target, values, image.geometry, meta, content.meta.source.digest, profile)
+    layout.consolidate(folder)
+
+
+def _write_channel(
+    folder: Path,
+    values: npt.NDArray[np.uint8],
+    grid: Geometry,
+    meta: WindowMeta,
+    source_digest: str,
+    profile: Profile,
+) -> None:
+    """One channel whole, with its manifest."""
+    shown = ome.image_attributes(meta.name, grid, (0, 255), (0, 255))
+    attributes = {"ome": shown, "livprep": meta.model_dump(mode="json")}
+    hashes = _write_image(folder, values, grid, profile, attributes)
+    layout.write_manifest(folder, {"source_digest": source_digest}, hashes)
 
 
 def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
@@ -157,14 +225,14 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
 
     limits = (float(content.meta.hu_min), float(content.meta.hu_max))
     shown = ome.image_attributes("HU", grid, limits, (-160, 240))
-    _write_image(folder / layout.HU, image.hu, grid, profile, {"ome": shown})
+    hashes = _write_image(folder / layout.HU, image.hu, grid, profile, {"ome": shown})
     if label_values is not None:
         _make_group(folder / layout.HU / "labels", {"ome": {"version": "0.5", "labels": ["liver_tumor"]}})
         flags = {
             "flag_values": [int(label) for label in Label],
             "flag_meanings": " ".join(label.name.lower() for label in Label),
         }
-        _write_image(
+        hashes |= _write_image(
             folder / layout.HU / layout.LABELS,
             label_values,
             grid,
@@ -174,21 +242,23 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
             array_attributes=flags,
         )
         layout.consolidate(folder / layout.HU)
-    layout.write_manifest(folder / layout.HU, digests)
+    layout.write_manifest(folder / layout.HU, digests, hashes)
+
+    def packed(region: Region) -> npt.NDArray[np.uint16]:
+        return pack(image.hu[region], None if label_values is None else label_values[region])
 
     _make_group(folder / layout.TRAIN)
-    _write_array(folder / layout.TRAIN / "packed", pack(image.hu, label_values), profile, ome.AXES)
+    hashes = _write_array(folder / layout.TRAIN / "packed", grid.shape_zyx, np.uint16, packed, profile)
     layout.consolidate(folder / layout.TRAIN)
-    layout.write_manifest(folder / layout.TRAIN, digests)
+    layout.write_manifest(folder / layout.TRAIN, digests, hashes)
 
-    _write_index(folder / layout.INDEX, content.meta.case, label_values)
-    layout.write_manifest(folder / layout.INDEX, digests)
+    _write_index(folder / layout.INDEX, content.meta.case, label_values, content.meta.label_voxels)
+    layout.write_manifest(folder / layout.INDEX, digests, {})
 
     _make_group(folder / layout.WINDOWS)
     layout.write_json(
         folder / "zarr.json", layout.plain_group(layout.own_attributes(content.meta.model_dump(mode="json")))
     )
-    layout.consolidate(folder)
 
 
 def _write_image(
@@ -200,13 +270,13 @@ def _write_image(
     *,
     path: str = layout.IMAGE,
     array_attributes: dict[str, Any] | None = None,
-) -> None:
+) -> layout.Hashes:
     """An OME image of one level: the array, and the positions along its axes beside it for xarray."""
     _make_group(folder, attributes)
     level = (folder / path).parent
     if level != folder:
         _make_group(level)
-    _write_array(folder / path, values, profile, ome.AXES, array_attributes)
+    hashes = _write_array(folder / path, grid.shape_zyx, values.dtype, values.__getitem__, profile, array_attributes)
     for axis, positions in ome.axis_coordinates(grid).items():
         array = zarr.create_array(
             store=level / axis,
@@ -221,42 +291,50 @@ def _write_image(
         array[...] = positions
     layout.consolidate(level)
     layout.consolidate(folder)
+    return hashes
 
 
 def _write_array(
     path: Path,
-    values: npt.NDArray[Any],
+    shape_zyx: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    part: Part,
     profile: Profile,
-    dimensions: Sequence[str],
     attributes: dict[str, Any] | None = None,
-) -> None:
-    """One array in one shard; inner chunks end in crc32c, so that a flipped bit cannot pass."""
+) -> layout.Hashes:
+    """One array in one shard; inner chunks end in crc32c, so that a flipped bit cannot pass.
+
+    Returns the shard's size and hash, for the manifest.
+    """
+    kind = np.dtype(dtype)
     blosc = BloscCodec(
-        typesize=values.itemsize,
+        typesize=kind.itemsize,
         cname=profile.codec or "lz4",  # type: ignore[arg-type]
         clevel=profile.level,
-        shuffle="shuffle" if values.itemsize > 1 else "noshuffle",
+        shuffle="shuffle" if kind.itemsize > 1 else "noshuffle",
         blocksize=profile.block_bytes,
     )
-    shard = tuple(-(-size // inner) * inner for size, inner in zip(values.shape, profile.inner_zyx, strict=True))
-    array = zarr.create_array(
+    shard = tuple(-(-size // inner) * inner for size, inner in zip(shape_zyx, profile.inner_zyx, strict=True))
+    zarr.create_array(
         store=path,
-        shape=values.shape,
-        dtype=values.dtype,
+        shape=shape_zyx,
+        dtype=kind,
         chunks=profile.inner_zyx,
         shards=shard,
         compressors=[Crc32cCodec()] if profile.codec is None else [blosc, Crc32cCodec()],
         filters=None,
         fill_value=0,
-        dimension_names=list(dimensions),
+        dimension_names=list(ome.AXES),
         attributes=attributes or {},
     )
-    array[...] = values
+    file = path / "c/0/0/0"
+    facts = write_shard(file, shape_zyx, part, profile)
+    return {} if facts is None else {file: facts}
 
 
-def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
+def _write_index(folder: Path, case_id: str, labels: LabelArray | None, counts: dict[str, int] | None) -> None:
     """Sampling index: up to `INDEX_POINTS` voxel coordinates of each class, drawn without bias, and the counts."""
-    _make_group(folder, {"livprep": {"counts": _counts(labels), "points": INDEX_POINTS}})
+    _make_group(folder, {"livprep": {"counts": counts, "points": INDEX_POINTS}})
     if labels is None:
         return
     for label in Label:
@@ -278,35 +356,17 @@ def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
 def index_points(case_id: str, labels: LabelArray, label: Label) -> npt.NDArray[np.int16]:
     """Coordinates `(n, 3)` (z, y, x) that the sampling index of a case holds of a label."""
     seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
-    return _sample_points(labels, label, np.random.default_rng([seed, int(label)]))
+    total = label_counts(labels)[label.name.lower()]
+    return _sample_points(labels, label, total, np.random.default_rng([seed, int(label)]))
 
 
-def _sample_points(labels: LabelArray, label: Label, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order.
-
-    Slice by slice: a list of all background voxels would be eight times the size of the scan.
-    """
-    per_slice = np.array([np.count_nonzero(section == label) for section in labels])
-    ends = np.cumsum(per_slice)
-    total = int(ends[-1])
-    ranks = np.arange(total)
+def _sample_points(labels: LabelArray, label: Label, total: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order."""
     if total > INDEX_POINTS:
         ranks = np.sort(rng.choice(total, INDEX_POINTS, replace=False, shuffle=False))
-    points = np.empty((len(ranks), 3), dtype=np.int16)
-    slices = np.searchsorted(ends, ranks, side="right")
-    for z in np.unique(slices):
-        chosen = slices == z
-        flat = np.flatnonzero(labels[z].ravel() == label)[ranks[chosen] - (ends[z] - per_slice[z])]
-        points[chosen, 0] = z
-        points[chosen, 1], points[chosen, 2] = np.unravel_index(flat, labels.shape[1:])
-    return points
-
-
-def _counts(labels: LabelArray | None) -> dict[str, int] | None:
-    if labels is None:
-        return None
-    counts = np.bincount(labels.ravel(), minlength=len(Label))
-    return {label.name.lower(): int(counts[label]) for label in Label}
+    else:
+        ranks = np.arange(total)
+    return voxels_at(labels, label, ranks)
 
 
 def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
@@ -331,17 +391,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     values = window.apply(case.read_hu())
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
-        _write_image(
-            folder,
-            values,
-            case.geometry,
-            profile,
-            {
-                "ome": ome.image_attributes(window.name, case.geometry, (0, 255), (0, 255)),
-                "livprep": meta.model_dump(mode="json"),
-            },
-        )
-        layout.write_manifest(folder, {"source_digest": case.meta.source.digest})
+        _write_channel(folder, values, case.geometry, meta, case.meta.source.digest, profile)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
             if open_store(store).case(case_id).meta != case.meta:
@@ -379,6 +429,7 @@ def remove_case(store: Path, case_id: str) -> None:
     """Remove a case and all its channels."""
     case = open_store(store)[case_id]
     with layout.locked(store, case_id):
+        layout.channels_path(store, case_id).unlink(missing_ok=True)
         layout.withdraw(store, case.path)
 
 
