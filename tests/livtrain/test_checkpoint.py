@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import random
@@ -163,7 +164,14 @@ def test_a_sealed_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         bodies.append(buffer.getvalue())
-    bodies += [b"", b"PK\3\4", b"\x80\x02.", b"\x80\x02}q\x00.", bodies[0][:200], bodies[0].replace(b"format", b"\xff\xff\xff\xff\xff\xff")]
+    bodies += [
+        b"",
+        b"PK\3\4",
+        b"\x80\x02.",
+        b"\x80\x02}q\x00.",
+        bodies[0][:200],
+        bodies[0].replace(b"format", b"\xff\xff\xff\xff\xff\xff"),
+    ]
     for body in bodies:
         (tmp_path / LAST).write_bytes(body + b"LIVSHA256" + hashlib.sha256(body).digest())
         with pytest.raises(RunError) as caught:
