@@ -358,7 +358,11 @@ CODES: dict[str, CodeInfo] = {
         "Ingest it alone with --workers 1.",
         _CASE,
     ),
-    "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
+    "INTERNAL": CodeInfo(
+        "A defect of livprep or livtrain.",
+        "Run again with -v for its place and report it; LIVPREP_DEBUG=1 shows its text too, which may quote headers.",
+        1,
+    ),
 }
 
 

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +27,9 @@ from livtrain.config import Settings, settings_from
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 1
 _MAGIC = b"LIVSHA256"
+_CONTENT = (
+    "network_state", "settings", "preparation", "step", "optimizer_state", "rng", "progress", "cases", "store_digest",
+)  # fmt: skip
 _TRAILER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
@@ -162,7 +164,7 @@ def _load_file(path: Path) -> Checkpoint:
         )
     try:
         content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # a file of unknown origin makes the unpickler raise almost anything
         raise RunError("CHECKPOINT_CORRUPT", f"{path}: the content is no checkpoint of livtrain") from error
     return _parse(path, content)
 
@@ -174,6 +176,9 @@ def _parse(path: Path, content: Any) -> Checkpoint:
             "CHECKPOINT_CORRUPT",
             f"{path}: found checkpoint format {found!r}, expected {FORMAT}; update livtrain",
         )
+    missing = [name for name in _CONTENT if name not in content]
+    if missing or not isinstance(content["settings"], Mapping):
+        raise RunError("CHECKPOINT_CORRUPT", f"{path}: lacks {', '.join(missing) or 'settings'}")
     return Checkpoint(
         network_state=content["network_state"],
         settings=settings_from(content["settings"]),

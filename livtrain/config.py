@@ -276,6 +276,10 @@ def parse_duration_s(text: str) -> float:
     return total
 
 
+_YAML_FAULTS = (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
+"""PyYAML passes on what a scalar's own type raises: a 13th month, a number of 5000 digits, a key that is a list."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys; PyYAML keeps the last one silently."""
 
@@ -292,7 +296,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except _YAML_FAULTS as error:
         raise UsageError("CONFIG_INVALID", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UsageError("CONFIG_INVALID", f"{path}: found {type(data).__name__}, expected a mapping of settings")
@@ -305,7 +309,7 @@ def _assignment(text: str) -> dict[str, Any]:
         raise UsageError("CONFIG_INVALID", f"--set {text!r}: expected key=value")
     try:
         parsed: Any = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except _YAML_FAULTS as error:
         raise UsageError("CONFIG_INVALID", f"--set {text!r}: {' '.join(str(error).split())}") from error
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}

@@ -110,6 +110,7 @@ def _parse(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> tuple[l
     return slices, aside
 
 
+@np.errstate(all="ignore")
 def assemble(role: str, slices: list[Slice]) -> Series:
     """Check that slices form one series, decode and stack them along the normal; empties `slices`."""
     geometry, notes = _order(role, slices)

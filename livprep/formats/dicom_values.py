@@ -24,6 +24,8 @@ _PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
 """Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
 _LONG_FORM = (b"OB", b"OW", b"UN", b"SQ", b"UT")
 _PIXEL_DATA = 0x7FE00010
+_GROUPS = {0x52009229, 0x52009230}
+"""Shared and per-frame functional groups."""
 _LONG_BYTES = 4096
 _UNDEFINED = 0xFFFFFFFF
 _WORDS = {"CS", "UI", "SH", "LO"}
@@ -130,6 +132,10 @@ def parse(data: bytes) -> Elements:
     stream.seek(start)
     dataset = read_dataset(stream, implicit, True, defer_size=_LONG_BYTES)
     dataset.file_meta = _meta(syntax)
+    for tag in _GROUPS & dataset.keys():  # long as they are, they are no pixels
+        raw = dataset.get_item(tag, keep_deferred=True)
+        if isinstance(raw, RawDataElement) and raw.value is None and raw.length != _UNDEFINED:
+            dataset[tag] = raw._replace(value=data[raw.value_tell : raw.value_tell + raw.length])
     elements = Elements(dataset, data)
     plain = elements.dataset.get_item(_PIXEL_DATA, keep_deferred=True)
     if plain is not None and plain.length == _UNDEFINED:  # not allowed here (PS3.5, A.4), but seen

@@ -169,6 +169,21 @@ def test_read_series_hashes_what_it_reads(tmp_path) -> None:
     assert reader.digest() != HashingReader().digest()
 
 
+def test_functional_groups_of_many_frames_are_read() -> None:
+    count = 300
+    dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
+    dataset.SOPClassUID, dataset.NumberOfFrames = "1.2.840.10008.5.1.4.1.1.2.1", count
+    groups = [pydicom.Dataset() for _ in range(count)]
+    for k, group in enumerate(groups):
+        group.PlanePositionSequence = [pydicom.Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2 * k]
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    dataset.PixelData = b"".join(np.full((6, 5), k, np.int16).tobytes() for k in range(count))
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    assert assembled([buffer.getvalue()]).hu[:, 0, 0].tolist() == list(range(count))
+
+
 # --- findings that do not stop a series -------------------------------------------------------------------------
 
 
