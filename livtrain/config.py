@@ -43,13 +43,15 @@ class WindowSetting(_Frozen):
 
 
 class SamplingSettings(_Frozen):
-    """Odds of the three kinds of patches; they need not sum to 1.
+    """Odds of the four kinds of patches; they need not sum to 1.
 
-    `tumor` and `liver` patches contain a voxel of that label, `anywhere` patches lie uniformly in the volume.
+    `tumor` and `liver` patches contain a voxel of that label, `near` patches one outside of the liver and within
+    20 mm of it, `anywhere` patches lie uniformly in the volume.
     """
 
     tumor: float = Field(default=0.0, ge=0)
     liver: float = Field(default=0.0, ge=0)
+    near: float = Field(default=0.0, ge=0)
     anywhere: float = Field(default=0.0, ge=0)
 
 
@@ -89,6 +91,9 @@ class Settings(_Frozen):
     `dropout` is the network's own where it is None. `windows` is `stored` (every stored channel in store order),
     names of stored channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself. `window_source` says
     whether channels are derived from the packed HU (`packed`, the same bytes) or read as stored (`stored`).
+    `loader_tier` says where voxels lie between two patches (`device`, decoded in `ram` up to `ram_budget_gb`, or on
+    `disk`; `auto` chooses from sizes); the patches are the same. `patches_per_read` > 1 makes that many patches in a
+    row neighbors, which spares decoding and makes batches less varied.
     """
 
     stage: Literal["liver", "tumor", "multiclass"] = "liver"
@@ -118,6 +123,9 @@ class Settings(_Frozen):
     device: str = "auto"
     amp: Literal["none", "bf16"] = "none"
     loader_threads: int = Field(default=2, ge=1)
+    loader_tier: Literal["auto", "device", "ram", "disk"] = "auto"
+    ram_budget_gb: float | None = Field(default=None, gt=0)
+    patches_per_read: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=1)
     validate_every: int = Field(default=1000, ge=0)
     validation_cases: int | None = Field(default=None, ge=1)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from livprep.store.checking import Findings, case_folders, check_case, check_root
+from livprep.store.chunk_cache import ChunkCache
+from livprep.store.direct import Check
 from livprep.store.layout import staging_entries
+from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
@@ -21,8 +24,11 @@ from livprep.store.writing import (
 __all__ = [
     "CaseContent",
     "CaseStore",
+    "Check",
+    "ChunkCache",
     "Findings",
     "Store",
+    "Surroundings",
     "add_window",
     "case_folders",
     "change_preparation",
@@ -31,6 +37,7 @@ __all__ = [
     "create_store",
     "index_points",
     "is_store",
+    "near_points",
     "open_store",
     "pack",
     "publish_case",

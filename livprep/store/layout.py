@@ -22,6 +22,8 @@ from livprep.provenance import digest_of
 CASES, STAGING, SPLITS, JOURNAL = "cases", ".staging", "splits", "journal"
 HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
 LABELS = "labels/liver_tumor"
+NEAR = "near"
+"""Voxels of the index that lie near the liver and outside it."""
 IMAGE = "scale0/image"
 LABEL_IMAGE = "image"
 """ome-zarr-models 1.7 refuses label images whose level is not a direct child, so the one level lies there."""

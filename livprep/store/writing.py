@@ -15,7 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from livprep.errors import StoreError, UsageError
-from livprep.geometry import Geometry
+from livprep.geometry import Geometry, Triple
 from livprep.labels import UNLABELLED, Label, LabelArray
 from livprep.prepare import Preparation
 from livprep.provenance import package_version
@@ -32,6 +32,7 @@ from livprep.schema import (
     WindowMeta,
 )
 from livprep.store import layout, ome
+from livprep.store.nearby import near_points
 from livprep.store.reading import CaseStore, open_store
 from livprep.volume import LabelledVolume
 from livprep.windows import FUNCTION, Window
@@ -181,7 +182,7 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
     layout.consolidate(folder / layout.TRAIN)
     layout.write_manifest(folder / layout.TRAIN, digests)
 
-    _write_index(folder / layout.INDEX, content.meta.case, label_values)
+    _write_index(folder / layout.INDEX, content.meta.case, label_values, grid.spacing_mm)
     layout.write_manifest(folder / layout.INDEX, digests)
 
     _make_group(folder / layout.WINDOWS)
@@ -254,21 +255,22 @@ def _write_array(
     array[...] = values
 
 
-def _write_index(folder: Path, case_id: str, labels: LabelArray | None) -> None:
-    """Sampling index: up to `INDEX_POINTS` voxel coordinates of each class, drawn without bias, and the counts."""
+def _write_index(folder: Path, case_id: str, labels: LabelArray | None, spacing_mm: Triple) -> None:
+    """Sampling index: up to `INDEX_POINTS` voxels of each class and of the liver's surroundings, and the counts."""
     _make_group(folder, {"livprep": {"counts": _counts(labels), "points": INDEX_POINTS}})
     if labels is None:
         return
-    for label in Label:
-        points = index_points(case_id, labels, label)
+    samples = {label.name.lower(): index_points(case_id, labels, label) for label in Label}
+    samples[layout.NEAR] = near_points(case_id, labels, spacing_mm)
+    for name, points in samples.items():
         array = zarr.create_array(
-            store=folder / label.name.lower(),
+            store=folder / name,
             shape=points.shape,
             dtype=points.dtype,
             chunks=(max(1, len(points)), 3),
             compressors=[BloscCodec(typesize=2, cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
             fill_value=0,
-            dimension_names=[f"{label.name.lower()}_point", "axis_zyx"],
+            dimension_names=[f"{name}_point", "axis_zyx"],
         )
         if len(points):
             array[...] = points

@@ -98,7 +98,7 @@ class _Loop:
     def go(self) -> Summary:
         """Train until the steps or the time are used up."""
         run, settings = self.run, self.settings
-        with run.loader() as loader:
+        with run.loader(self.say) as loader:
             while True:
                 if self._validation_due():
                     self._validate()

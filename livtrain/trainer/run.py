@@ -20,13 +20,13 @@ from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
 from livtrain.networks import build_network
 from livtrain.sampling import STAGE_ODDS
 from livtrain.stages import get_stage
-from livtrain.trainer.plan import Plan
+from livtrain.trainer.plan import Plan, Say
 from livtrain.trainer.schedule import learning_rate
 
 _COURSE = {
     "stage", "network", "width", "dropout", "loss", "windows", "window_source", "patch_zyx", "batch", "learning_rate",
     "schedule", "milestones", "warmup", "gradient_clip", "weight_decay", "supervision", "sampling", "augment", "seed",
-    "amp",
+    "amp", "patches_per_read",
 }  # fmt: skip
 """Settings that decide every parameter of a run; a resumed run must have the same."""
 
@@ -121,9 +121,10 @@ class Run:
         self.step += 1
         return loss.detach()
 
-    def loader(self) -> PatchLoader:
-        """The patches from the next step on."""
+    def loader(self, say: Say) -> PatchLoader:
+        """The patches from the next step on; `say` takes one line for where they are read from."""
         settings = self.settings
+        budget_gb = settings.ram_budget_gb
         return PatchLoader(
             self.plan.cases,
             settings.patch_zyx,
@@ -138,6 +139,10 @@ class Run:
             prefetch=settings.prefetch,
             device=self.device,
             source=settings.window_source,
+            tier=settings.loader_tier,
+            ram_budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
+            patches_per_read=settings.patches_per_read,
+            say=say,
         )
 
     def checkpoint(self) -> Checkpoint:
