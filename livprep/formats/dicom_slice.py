@@ -5,19 +5,18 @@ Header text of a patient never enters a message or a log.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, check_expansion, guarded, is_localizer
 from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
+from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
 
 _MACROS = {
@@ -68,7 +67,7 @@ class Slice:
 class _Header:
     """Elements of one frame: of its own functional groups, else of the shared ones, else of the data set."""
 
-    dataset: Any
+    elements: Elements
     groups: tuple[Any, ...] = ()
 
     def get(self, keyword: str) -> Any:
@@ -76,7 +75,7 @@ class _Header:
             for item in group.get(_MACROS.get(keyword, keyword)) or ():
                 if keyword in item:
                     return item.get(keyword)
-        return self.dataset.get(keyword)
+        return self.elements.get(keyword)
 
     def numbers(self, ref: FileRef, keyword: str, count: int) -> npt.NDArray[np.float64]:
         try:
@@ -111,11 +110,12 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
     """
     with guarded(ref):
         check_expansion(ref, data)
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        frames = int(dataset.get("NumberOfFrames") or 1)
+        elements = parse(data)
+        dataset = elements.dataset
+        frames = int(elements.get("NumberOfFrames") or 1)
         grouped = "PerFrameFunctionalGroupsSequence" in dataset
-        if not grouped and frames == 1 and str(dataset.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:
-            header = _Header(dataset)
+        if not grouped and frames == 1 and str(elements.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:
+            header = _Header(elements)
             return [] if is_localizer(header.get("ImageType")) else [_slice_of(ref, header, 0, 1)]
         shared = tuple(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
         own = tuple(dataset.get("PerFrameFunctionalGroupsSequence") or ())
@@ -123,7 +123,7 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
             raise SourceError(
                 "SERIES_FRAMES", f"{ref}: {frames} frames, but functional groups of {len(own)}, expected one a frame"
             )
-        headers = [_Header(dataset, (group, *shared)) for group in own]
+        headers = [_Header(elements, (group, *shared)) for group in own]
         return [
             _slice_of(ref, header, frame, frames)
             for frame, header in enumerate(headers)
@@ -163,5 +163,5 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         acquisition=header.text("AcquisitionNumber"),
         instance=None if grouped else header.count("InstanceNumber"),
         images=None if grouped else images or header.count("NumberOfSeriesRelatedInstances"),
-        pixels=describe_pixels(ref, header.dataset, frame, frames, rescale),
+        pixels=describe_pixels(ref, header.elements, frame, frames, rescale),
     )

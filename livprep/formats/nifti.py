@@ -181,7 +181,12 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
     """
     if image.slope == 1.0 and image.inter == 0.0 and image.values.dtype == np.uint8:
         scaled: npt.NDArray[np.generic] = image.values
-        found = np.flatnonzero(np.bincount(image.values.ravel(), minlength=256)).tolist()
+        strange = np.ones(256, dtype=bool)
+        strange[list(allowed)] = False
+        top = max(allowed) if set(allowed) == set(range(max(allowed) + 1)) else -1  # then the largest value decides
+        # slice by slice: a list of all values is only made of slices that hold something unexpected
+        odd = [section for section in image.values if (section.max() > top if top >= 0 else strange[section].any())]
+        found = np.unique(np.stack(odd)).tolist() if odd else []
     else:
         scaled = image.values.astype(np.float64) * image.slope + image.inter
         found = np.unique(scaled).tolist()

@@ -11,7 +11,7 @@ from livprep.cases import Case, FileRef, Note, Rejection, printable
 from livprep.catalog import Catalog, IrcadbCase, MaskRole
 from livprep.errors import SourceError
 from livprep.formats.archive import read_bytes
-from livprep.formats.dicom import Series, read_series
+from livprep.formats.dicom import Series, read_mask, read_series
 from livprep.formats.dicom_header import patient_number
 from livprep.formats.hashing import HashingReader
 from livprep.labels import Label
@@ -130,12 +130,12 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     outside = 0
     roles = {name: catalog.ircadb.classify(name) for name, _ in case.masks}
     for name, refs in sorted(case.masks, key=lambda entry: roles[entry[0]] is not MaskRole.LIVER):  # liver first
-        mask = _mask(case, name, refs, scan, listed, reader)
-        if roles[name] is MaskRole.LIVER:
-            labels[mask] = Label.LIVER
-        else:
-            outside += int(np.count_nonzero(mask & (labels == Label.BACKGROUND)))
-            labels[mask] = Label.TUMOR
+        label = Label.LIVER if roles[name] is MaskRole.LIVER else Label.TUMOR
+        for inside, section in zip(_mask(case, name, refs, scan, listed, reader), labels, strict=True):
+            if inside.any():
+                if label is Label.TUMOR:
+                    outside += int(np.count_nonzero(section[inside] == Label.BACKGROUND))
+                section[inside] = label
     if outside:
         notes.append(Note("MASK_OUTSIDE_LIVER", f"{case.case_id}: {outside} tumor voxels lie outside the liver mask"))
     if listed is not None:
@@ -155,26 +155,25 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
 def _mask(
     case: Case, name: str, refs: Sequence[FileRef], scan: Series, listed: IrcadbCase | None, reader: HashingReader
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    series = read_series(reader, name, refs)
-    if series.hu.shape != scan.hu.shape:
-        slices = len(series.hu)
-        if listed is not None and listed.slices == slices > len(scan.hu) and series.hu.shape[1:] == scan.hu.shape[1:]:
+    series = read_mask(reader, name, refs)
+    if series.values.shape != scan.hu.shape:
+        slices = len(series.values)
+        if (
+            listed is not None
+            and listed.slices == slices > len(scan.hu)
+            and series.values.shape[1:] == scan.hu.shape[1:]
+        ):
             raise SourceError(
                 "SERIES_INCOMPLETE",
                 f"{case.case_id}: {len(scan.hu)} slices, expected {slices} as in mask {name} and the catalogue",
             )
         raise SourceError(
             "MASK_SHAPE",
-            f"{case.case_id}: mask {name} has {series.hu.shape} voxels (zyx), the scan {scan.hu.shape}",
+            f"{case.case_id}: mask {name} has {series.values.shape} voxels (zyx), the scan {scan.hu.shape}",
         )
     if not np.allclose(series.geometry.affine_lps, scan.geometry.affine_lps, rtol=0, atol=POSITION_TOLERANCE_MM):
         raise SourceError("MASK_GEOMETRY", f"{case.case_id}: mask {name} lies elsewhere than the scan")
-    values = np.unique(series.hu)
-    if not np.isin(values, (0, 1, 255)).all():
-        raise SourceError(
-            "MASK_VALUE", f"{case.case_id}: mask {name} holds {values[:5].tolist()}, expected 0, 1 and 255"
-        )
-    return series.hu > 0
+    return series.values
 
 
 def _compare(case: Case, listed: IrcadbCase, scan: Series) -> list[Note]:

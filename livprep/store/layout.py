@@ -13,6 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,24 @@ def locked(store: Path, name: str) -> Iterator[None]:
         os.close(handle)
 
 
-def write_manifest(component: Path, facts: dict[str, Any]) -> None:
-    """Record size and sha256 of every file below a component."""
-    files = {
-        path.relative_to(component).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(component.rglob("*"))
-        if path.is_file()
-    }
+@dataclass(frozen=True)
+class FileFacts:
+    """What a manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+Hashes = dict[Path, FileFacts]
+
+
+def write_manifest(component: Path, facts: dict[str, Any], known: Hashes) -> None:
+    """Record size and sha256 of every file below a component; `known` ones were hashed while they were written."""
+    files = {}
+    for path in sorted(component.rglob("*")):
+        if path.is_file():
+            entry = known.get(path) or FileFacts(path.stat().st_size, file_sha256(path))
+            files[path.relative_to(component).as_posix()] = {"size": entry.size, "sha256": entry.sha256}
     write_json(component / MANIFEST, {**facts, "files": files})
 
 
@@ -112,7 +124,8 @@ def file_sha256(path: Path) -> str:
 
 def json_text(data: Any) -> str:
     """The one JSON text of a value; `verify` compares files with it to the byte."""
-    return json.dumps(data, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    # without indentation, which Python's slow encoder writes
+    return json.dumps(data, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, data: Any) -> None:

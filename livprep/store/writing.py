@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from livprep.errors import StoreError, UsageError
 from livprep.geometry import Geometry, Triple
-from livprep.labels import UNLABELLED, Label, LabelArray
+from livprep.labels import UNLABELLED, Label, LabelArray, label_counts, voxels_at
 from livprep.prepare import Preparation
 from livprep.provenance import package_version
 from livprep.schema import (
@@ -34,6 +33,7 @@ from livprep.schema import (
 from livprep.store import layout, ome
 from livprep.store.nearby import near_points
 from livprep.store.reading import CaseStore, open_store
+from livprep.store.shards import Part, Region, write_shard
 from livprep.volume import LabelledVolume
 from livprep.windows import FUNCTION, Window
 
@@ -158,14 +158,14 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
 
     limits = (float(content.meta.hu_min), float(content.meta.hu_max))
     shown = ome.image_attributes("HU", grid, limits, (-160, 240))
-    _write_image(folder / layout.HU, image.hu, grid, profile, {"ome": shown})
+    hashes = _write_image(folder / layout.HU, image.hu, grid, profile, {"ome": shown})
     if label_values is not None:
         _make_group(folder / layout.HU / "labels", {"ome": {"version": "0.5", "labels": ["liver_tumor"]}})
         flags = {
             "flag_values": [int(label) for label in Label],
             "flag_meanings": " ".join(label.name.lower() for label in Label),
         }
-        _write_image(
+        hashes |= _write_image(
             folder / layout.HU / layout.LABELS,
             label_values,
             grid,
@@ -175,15 +175,18 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
             array_attributes=flags,
         )
         layout.consolidate(folder / layout.HU)
-    layout.write_manifest(folder / layout.HU, digests)
+    layout.write_manifest(folder / layout.HU, digests, hashes)
+
+    def packed(region: Region) -> npt.NDArray[np.uint16]:
+        return pack(image.hu[region], None if label_values is None else label_values[region])
 
     _make_group(folder / layout.TRAIN)
-    _write_array(folder / layout.TRAIN / "packed", pack(image.hu, label_values), profile, ome.AXES)
+    hashes = _write_array(folder / layout.TRAIN / "packed", grid.shape_zyx, np.uint16, packed, profile)
     layout.consolidate(folder / layout.TRAIN)
-    layout.write_manifest(folder / layout.TRAIN, digests)
+    layout.write_manifest(folder / layout.TRAIN, digests, hashes)
 
-    _write_index(folder / layout.INDEX, content.meta.case, label_values, grid.spacing_mm)
-    layout.write_manifest(folder / layout.INDEX, digests)
+    _write_index(folder / layout.INDEX, content.meta.case, label_values, content.meta.label_voxels, grid.spacing_mm)
+    layout.write_manifest(folder / layout.INDEX, digests, {})
 
     _make_group(folder / layout.WINDOWS)
     layout.write_json(
@@ -201,13 +204,13 @@ def _write_image(
     *,
     path: str = layout.IMAGE,
     array_attributes: dict[str, Any] | None = None,
-) -> None:
+) -> layout.Hashes:
     """An OME image of one level: the array, and the positions along its axes beside it for xarray."""
     _make_group(folder, attributes)
     level = (folder / path).parent
     if level != folder:
         _make_group(level)
-    _write_array(folder / path, values, profile, ome.AXES, array_attributes)
+    hashes = _write_array(folder / path, grid.shape_zyx, values.dtype, values.__getitem__, profile, array_attributes)
     for axis, positions in ome.axis_coordinates(grid).items():
         array = zarr.create_array(
             store=level / axis,
@@ -222,42 +225,52 @@ def _write_image(
         array[...] = positions
     layout.consolidate(level)
     layout.consolidate(folder)
+    return hashes
 
 
 def _write_array(
     path: Path,
-    values: npt.NDArray[Any],
+    shape_zyx: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    part: Part,
     profile: Profile,
-    dimensions: Sequence[str],
     attributes: dict[str, Any] | None = None,
-) -> None:
-    """One array in one shard; inner chunks end in crc32c, so that a flipped bit cannot pass."""
+) -> layout.Hashes:
+    """One array in one shard; inner chunks end in crc32c, so that a flipped bit cannot pass.
+
+    Returns the shard's size and hash, for the manifest.
+    """
+    kind = np.dtype(dtype)
     blosc = BloscCodec(
-        typesize=values.itemsize,
+        typesize=kind.itemsize,
         cname=profile.codec or "lz4",  # type: ignore[arg-type]
         clevel=profile.level,
-        shuffle="shuffle" if values.itemsize > 1 else "noshuffle",
+        shuffle="shuffle" if kind.itemsize > 1 else "noshuffle",
         blocksize=profile.block_bytes,
     )
-    shard = tuple(-(-size // inner) * inner for size, inner in zip(values.shape, profile.inner_zyx, strict=True))
-    array = zarr.create_array(
+    shard = tuple(-(-size // inner) * inner for size, inner in zip(shape_zyx, profile.inner_zyx, strict=True))
+    zarr.create_array(
         store=path,
-        shape=values.shape,
-        dtype=values.dtype,
+        shape=shape_zyx,
+        dtype=kind,
         chunks=profile.inner_zyx,
         shards=shard,
         compressors=[Crc32cCodec()] if profile.codec is None else [blosc, Crc32cCodec()],
         filters=None,
         fill_value=0,
-        dimension_names=list(dimensions),
+        dimension_names=list(ome.AXES),
         attributes=attributes or {},
     )
-    array[...] = values
+    file = path / "c/0/0/0"
+    facts = write_shard(file, shape_zyx, part, profile)
+    return {} if facts is None else {file: facts}
 
 
-def _write_index(folder: Path, case_id: str, labels: LabelArray | None, spacing_mm: Triple) -> None:
+def _write_index(
+    folder: Path, case_id: str, labels: LabelArray | None, counts: dict[str, int] | None, spacing_mm: Triple
+) -> None:
     """Sampling index: up to `INDEX_POINTS` voxels of each class and of the liver's surroundings, and the counts."""
-    _make_group(folder, {"livprep": {"counts": _counts(labels), "points": INDEX_POINTS}})
+    _make_group(folder, {"livprep": {"counts": counts, "points": INDEX_POINTS}})
     if labels is None:
         return
     samples = {label.name.lower(): index_points(case_id, labels, label) for label in Label}
@@ -280,35 +293,17 @@ def _write_index(folder: Path, case_id: str, labels: LabelArray | None, spacing_
 def index_points(case_id: str, labels: LabelArray, label: Label) -> npt.NDArray[np.int16]:
     """Coordinates `(n, 3)` (z, y, x) that the sampling index of a case holds of a label."""
     seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little")
-    return _sample_points(labels, label, np.random.default_rng([seed, int(label)]))
+    total = label_counts(labels)[label.name.lower()]
+    return _sample_points(labels, label, total, np.random.default_rng([seed, int(label)]))
 
 
-def _sample_points(labels: LabelArray, label: Label, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order.
-
-    Slice by slice: a list of all background voxels would be eight times the size of the scan.
-    """
-    per_slice = np.array([np.count_nonzero(section == label) for section in labels])
-    ends = np.cumsum(per_slice)
-    total = int(ends[-1])
-    ranks = np.arange(total)
+def _sample_points(labels: LabelArray, label: Label, total: int, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Coordinates `(n, 3)` of up to `INDEX_POINTS` voxels of a label, uniform without replacement, in array order."""
     if total > INDEX_POINTS:
         ranks = np.sort(rng.choice(total, INDEX_POINTS, replace=False, shuffle=False))
-    points = np.empty((len(ranks), 3), dtype=np.int16)
-    slices = np.searchsorted(ends, ranks, side="right")
-    for z in np.unique(slices):
-        chosen = slices == z
-        flat = np.flatnonzero(labels[z].ravel() == label)[ranks[chosen] - (ends[z] - per_slice[z])]
-        points[chosen, 0] = z
-        points[chosen, 1], points[chosen, 2] = np.unravel_index(flat, labels.shape[1:])
-    return points
-
-
-def _counts(labels: LabelArray | None) -> dict[str, int] | None:
-    if labels is None:
-        return None
-    counts = np.bincount(labels.ravel(), minlength=len(Label))
-    return {label.name.lower(): int(counts[label]) for label in Label}
+    else:
+        ranks = np.arange(total)
+    return voxels_at(labels, label, ranks)
 
 
 def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
@@ -333,7 +328,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     values = window.apply(case.read_hu())
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
-        _write_image(
+        hashes = _write_image(
             folder,
             values,
             case.geometry,
@@ -343,7 +338,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
                 "livprep": meta.model_dump(mode="json"),
             },
         )
-        layout.write_manifest(folder, {"source_digest": case.meta.source.digest})
+        layout.write_manifest(folder, {"source_digest": case.meta.source.digest}, hashes)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
             if open_store(store).case(case_id).meta != case.meta:

@@ -47,7 +47,7 @@ def sealed(folder: Path) -> None:
     facts = json.loads((folder / layout.MANIFEST).read_text())
     facts.pop("files")
     (folder / layout.MANIFEST).unlink()
-    layout.write_manifest(folder, facts)
+    layout.write_manifest(folder, facts, {})
     case = next(parent for parent in folder.parents if parent.parent.name == "cases")
     layout.consolidate(case)
 
