@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from livprep.errors import UsageError
 from livprep.windows import Window, WindowBank
+from livtrain.augment_config import AugmentSettings
 
 Shape = tuple[int, int, int]
 
@@ -53,26 +54,6 @@ class SamplingSettings(_Frozen):
     liver: float = Field(default=0.0, ge=0)
     near: float = Field(default=0.0, ge=0)
     anywhere: float = Field(default=0.0, ge=0)
-
-
-class AugmentSettings(_Frozen):
-    """Strengths of the random changes of a batch; all zero changes nothing.
-
-    `probability` is that of each kind (intensity, affine) for one patch. `intensity` scales and shifts by up to
-    this fraction of the window, `gamma` is the largest change of the exponent, `noise` the largest standard
-    deviation as a fraction of the window, `rotation_deg` and `scale` the largest turn and zoom. Left-right flips
-    are off: on which side the liver lies is information.
-    """
-
-    probability: float = Field(default=0.5, ge=0, le=1)
-    intensity: float = Field(default=0.1, ge=0, lt=1)
-    gamma: float = Field(default=0.2, ge=0, lt=1)
-    noise: float = Field(default=0.05, ge=0)
-    rotation_deg: float = Field(default=15.0, ge=0, le=180)
-    scale: float = Field(default=0.15, ge=0, lt=1)
-    flip_z: bool = False
-    flip_y: bool = False
-    flip_x: bool = False
 
 
 class SupervisionSettings(_Frozen):

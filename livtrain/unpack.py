@@ -159,7 +159,6 @@ def _kernel() -> Callable[..., None]:
     """Compile at first use: importing numba takes half a second, which a device's unpacking does not need."""
     import numba
 
-    @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
     def fill(packed: Any, table: Any, image: Any, labels: Any) -> None:
         mask, shift = np.uint16(HU_MASK), np.uint16(HU_BITS)
         for b in range(packed.shape[0]):
@@ -171,5 +170,8 @@ def _kernel() -> Callable[..., None]:
                 for i in range(row.size):
                     channel[i] = values[row[i] & mask]
 
-    compiled: Callable[..., None] = fill
+    try:
+        compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(fill)
+    except RuntimeError:  # no folder for the cache can be written
+        compiled = numba.njit(nogil=True)(fill)
     return compiled

@@ -20,6 +20,7 @@ from livprep.store import layout
 from livprep.store.arrays import WHOLE, Region, VolumeArray, box_of, box_shape
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
+from livprep.store.points import read_points
 from livprep.windows import Window, WindowBank
 
 if TYPE_CHECKING:
@@ -224,7 +225,14 @@ class CaseStore:
 
     def _points(self, kind: str) -> npt.NDArray[np.int32]:
         name = f"{layout.INDEX}/{kind}"
-        return np.asarray(self._decode(self._array(name), name, ...), dtype=np.int32).reshape(-1, 3)
+        self._check_files(name)
+        try:
+            points = read_points(self.path / name)
+        except (OSError, ValueError) as error:
+            raise StoreError("STORE_CORRUPT", f"{self.case_id}: {name} cannot be decoded ({error})") from error
+        if points is None:
+            points = self._decode(self._array(name), name, ...)
+        return np.asarray(points, dtype=np.int32).reshape(-1, 3)
 
     def class_count(self, label: Label) -> int:
         """Voxels of exactly that label."""

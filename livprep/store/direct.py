@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import math
 import mmap
@@ -48,12 +49,12 @@ _scratch = threading.local()
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def compiled() -> ModuleType | None:
     """The compiled part, imported late because that costs half a second; None where it cannot be had."""
+    if importlib.util.find_spec("numba") is None:
+        return None
     try:
         return importlib.import_module("livprep.store.kernels")
-    except ImportError:
-        return None
     except Exception as error:  # a numba that this code does not know may raise anything
         warnings.warn(f"volumes are read by zarr-python, five times slower: {error}", RuntimeWarning, stacklevel=2)
         return None
@@ -73,7 +74,7 @@ def open_direct(folder: Path) -> DirectArray | None:
         return None
     if found is None or sys.byteorder != "little":
         return None
-    functions, kernels = native(), _kernels()
+    functions, kernels = native(), compiled()
     if kernels is None or (found.blosc_format is not None and functions.getitem == 0):
         return None
     return DirectArray(folder / "c" / "0" / "0" / "0", found, functions, kernels)
@@ -96,7 +97,7 @@ class DirectArray:
             kernels.RAW if form.blosc_format is None else form.blosc_format,
         )
         try:
-            self._file: MappedFile | None = MappedFile(shard)
+            self._file: MappedFile | None = MappedFile(shard, chunks * _INDEX_ENTRY + _CRC_BYTES)
         except FileNotFoundError:
             # Nothing but the fill value was written; that a written shard is there is the manifest's concern.
             self._file, self._address, self._ranges = None, 0, np.full((chunks, 2), -1, dtype=np.int64)
@@ -116,12 +117,11 @@ class DirectArray:
         """Offset and bytes of each chunk, `(chunks, 2)`, all inside the shard; -1 where a chunk is missing."""
         index_bytes = chunks * _INDEX_ENTRY
         end = file.size - index_bytes - _CRC_BYTES
-        if end < 0:
-            raise ValueError(f"the shard has {file.size} bytes, expected at least {index_bytes + _CRC_BYTES}")
-        crc = self._kernels.crc32c(file.address + end, index_bytes, self._functions.crc32c)
-        if crc != int.from_bytes(file.tail(_CRC_BYTES), "little"):
+        index = np.frombuffer(file.tail, dtype=np.uint8)
+        crc = self._kernels.crc32c(index.ctypes.data, index_bytes, self._functions.crc32c)
+        if crc != int.from_bytes(file.tail[-_CRC_BYTES:], "little"):
             raise ValueError("the crc32c of the shard's index is not that of its bytes")
-        entries = np.frombuffer(file.tail(index_bytes + _CRC_BYTES)[:-_CRC_BYTES], dtype="<u8").reshape(chunks, 2)
+        entries = index[:index_bytes].view("<u8").reshape(chunks, 2)
         missing = (entries == _MISSING).all(axis=1)
         raw = self.form.blosc_format is None
         low, high = (self.form.chunk_bytes + _CRC_BYTES,) * 2 if raw else (_INDEX_ENTRY + _CRC_BYTES, end)

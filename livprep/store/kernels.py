@@ -29,12 +29,12 @@ from livprep.store.primitives import (
     call_madvise,
     clear,
     compiled,
-    copy4,
     copy8,
     copy16,
     copy32,
     copy64,
     copy_byte,
+    inlined,
     join_lanes,
     load32,
 )
@@ -129,22 +129,17 @@ def _header_fits(payload: int, size: int, chunk_bytes: int, item: int, blosc_for
     return 1 if flags >> _FORMAT_SHIFT == blosc_format and HEADER_BYTES + 4 * blocks <= packed else 0
 
 
-@compiled("int64(int64, int64, int64)")
-def _copy_row(to: int, of: int, size: int) -> Any:
+@inlined
+def _copy_row(to: int, of: int, size: int) -> None:
     """Copy 1 to some hundred bytes; the last copy of a kind overlaps the one before."""
     if size == _FULL_ROW:
         copy64(to, of)
         copy64(to + 64, of + 64)
-        return 0
-    at = int64(0)
-    while at + 64 <= size:
-        copy64(to + at, of + at)
-        at += 64
-    if at == size:
-        return 0
-    if size >= 32:
-        if at + 32 < size:
+    elif size >= 32:
+        at = 0
+        while at + 32 <= size:
             copy32(to + at, of + at)
+            at += 32
         copy32(to + size - 32, of + size - 32)
     elif size >= 16:
         copy16(to, of)
@@ -152,31 +147,25 @@ def _copy_row(to: int, of: int, size: int) -> Any:
     elif size >= 8:
         copy8(to, of)
         copy8(to + size - 8, of + size - 8)
-    elif size >= 4:
-        copy4(to, of)
-        copy4(to + size - 4, of + size - 4)
     else:
         for byte in range(size):
             copy_byte(to + byte, of + byte)
-    return 0
 
 
-@compiled("int64(int64, int64, int64, int64)")
-def _join_row(to: int, low: int, high: int, voxels: int) -> Any:
+@inlined
+def _join_row(to: int, low: int, high: int, voxels: int) -> None:
     """Write a row of 16-bit voxels from their low and high bytes."""
-    at = int64(0)
-    while at + LANES <= voxels:
-        join_lanes(to + 2 * at, low + at, high + at)
-        at += LANES
-    if at < voxels and voxels >= LANES:
+    if voxels >= LANES:
+        at = 0
+        while at + LANES <= voxels:
+            join_lanes(to + 2 * at, low + at, high + at)
+            at += LANES
         at = voxels - LANES
         join_lanes(to + 2 * at, low + at, high + at)
-        return 0
-    while at < voxels:
-        copy_byte(to + 2 * at, low + at)
-        copy_byte(to + 2 * at + 1, high + at)
-        at += 1
-    return 0
+    else:
+        for voxel in range(voxels):
+            copy_byte(to + 2 * voxel, low + voxel)
+            copy_byte(to + 2 * voxel + 1, high + voxel)
 
 
 @compiled("int64(int64, int64, int64, int64, int64, int64, int64)")

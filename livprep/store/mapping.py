@@ -7,6 +7,7 @@ open files: 1024 by default.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import mmap
 import os
@@ -28,23 +29,34 @@ def _libc() -> ctypes.CDLL:
 class MappedFile:
     """A file's bytes at `address`, to be read only; unmapped with the last reference to this object.
 
+    Parameters
+    ----------
+    path
+        The file.
+    tail_bytes
+        Bytes at its end that are read at once into `tail`: a page that is missing from a map is read with 128 KiB
+        around it, these bytes alone.
+
     Raises
     ------
     OSError
         It cannot be opened or mapped.
     ValueError
-        It is empty.
+        It has fewer bytes than that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tail_bytes: int) -> None:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             facts = os.fstat(handle)
             self.size = facts.st_size
             self.identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
             """Differs from that of any file that has another content."""
-            if self.size == 0:
-                raise ValueError("the shard is empty")
+            if self.size < max(1, tail_bytes):
+                raise ValueError(f"the shard has {self.size} bytes, expected at least {tail_bytes}")
+            self.tail = os.pread(handle, tail_bytes, self.size - tail_bytes)
+            if len(self.tail) != tail_bytes:
+                raise OSError(errno.EIO, "the end of the shard cannot be read")
             libc = _libc()
             address = libc.mmap(None, self.size, mmap.PROT_READ, mmap.MAP_SHARED, handle, 0)
         finally:
@@ -54,7 +66,3 @@ class MappedFile:
             raise OSError(number, f"the shard cannot be mapped: {os.strerror(number)}")
         self.address: int = address
         weakref.finalize(self, libc.munmap, address, self.size).atexit = False
-
-    def tail(self, size: int) -> bytes:
-        """The last `size` bytes."""
-        return ctypes.string_at(self.address + self.size - size, size)

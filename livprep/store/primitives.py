@@ -35,6 +35,12 @@ def compiled(signature: Any) -> Callable[[_Function], _Function]:
     return decorate
 
 
+def inlined(function: _Function) -> _Function:
+    """Have a function stand in the code of its callers: a call a row costs as much as its copy."""
+    built: _Function = njit(nogil=True, inline="always")(function)
+    return built
+
+
 def copier(size: int) -> Any:
     """Copy `size` bytes from address to address: one load, one store."""
 
@@ -51,7 +57,7 @@ def copier(size: int) -> Any:
     return copy
 
 
-copy64, copy32, copy16, copy8, copy4, copy2 = (copier(size) for size in (64, 32, 16, 8, 4, 2))
+copy64, copy32, copy16, copy8 = (copier(size) for size in (64, 32, 16, 8))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

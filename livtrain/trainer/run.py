@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from livprep.errors import RunError, UsageError
-from livtrain.augment import Augmentation, augment
+from livtrain.augment import Augmenter
 from livtrain.checkpoint import Checkpoint
 from livtrain.loader import Batch, PatchLoader
 from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
@@ -22,6 +23,7 @@ from livtrain.sampling import STAGE_ODDS
 from livtrain.stages import get_stage
 from livtrain.trainer.plan import Plan, Say
 from livtrain.trainer.schedule import learning_rate
+from livtrain.unpack import fits_packed
 
 _COURSE = {
     "stage", "network", "width", "dropout", "loss", "windows", "window_source", "patch_zyx", "batch", "learning_rate",
@@ -74,7 +76,7 @@ class Run:
             build_loss(settings.loss),
             AlphaSchedule(supervision.alpha, supervision.decay, supervision.decay_every),
         )
-        self.strength = Augmentation(**settings.augment.model_dump())
+        self.augmenter = Augmenter(settings.augment, settings.patch_zyx, settings.seed, settings.bank)
         self.step = 0
         self.progress = Progress()
         self._started = time.perf_counter()
@@ -98,14 +100,7 @@ class Run:
 
     def train_step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the loss as a scalar that may still be computed on the device."""
-        image, labels = augment(
-            batch.image_BCZYX,
-            batch.labels_BZYX,
-            counters=batch.counters,
-            spacing_mm=batch.spacing_mm,
-            seed=self.settings.seed,
-            strength=self.strength,
-        )
+        image, labels = self._augmented(batch)
         target, weight = self.stage.target(labels), self.stage.weight(labels, batch.spacing_mm)
         fraction = self.fraction
         for group in self.optimizer.param_groups:
@@ -121,9 +116,20 @@ class Run:
         self.step += 1
         return loss.detach()
 
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        facts: Any = {"counters": batch.counters, "spacing_mm": batch.spacing_mm}
+        if batch.flat is not None:
+            return self.augmenter.from_packed(batch.packed, **facts)
+        return self.augmenter.from_channels(batch.image_BCZYX, batch.labels_BZYX, **facts)
+
     def loader(self, say: Say) -> PatchLoader:
-        """The patches from the next step on; `say` takes one line for where they are read from."""
+        """The patches from the next step on; `say` takes one line for where they are read from.
+
+        They stay packed until augmentation, which turns HU and labels in one pass, moves windows, and asks for a
+        margin where it turns. Windows beyond 12 bits, and stored channels, come as channels and without a margin.
+        """
         settings = self.settings
+        packed = settings.window_source == "packed" and all(fits_packed(window) for window in settings.bank)
         budget_gb = settings.ram_budget_gb
         return PatchLoader(
             self.plan.cases,
@@ -142,6 +148,8 @@ class Run:
             tier=settings.loader_tier,
             ram_budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
             patches_per_read=settings.patches_per_read,
+            deliver="packed" if packed else "channels",
+            margin=self.augmenter.margin if packed else None,
             say=say,
         )
 

@@ -688,7 +688,7 @@ def test_a_numba_that_cannot_compile_is_told_and_passed_by(monkeypatch: pytest.M
     with pytest.warns(RuntimeWarning, match="read by zarr-python, five times slower: odd"):
         assert direct._kernels() is None
     direct._kernels.cache_clear()
-    monkeypatch.setattr(direct.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError))
+    monkeypatch.setattr(direct.importlib.util, "find_spec", lambda name: None)
     assert direct._kernels() is None
     monkeypatch.undo()
     direct._kernels.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
+from livprep.errors import StoreError
+from livprep.labels import Label
 from livprep.schema import INDEX_POINTS
 from livprep.store import Surroundings, near_points, nearby, open_store
+from livprep.store.points import read_points
 
 spacings = st.tuples(*[st.floats(0.4, 12)] * 3)
 
@@ -85,8 +89,6 @@ def test_stored_points_are_read_back(small_store: Path) -> None:
 
 
 def test_an_older_store_has_none(store_copy: Path) -> None:
-    import shutil
-
     case = next(iter(open_store(store_copy).values()))
     shutil.rmtree(case.path / "index" / "near")
     again = open_store(store_copy)[case.case_id]
@@ -95,8 +97,6 @@ def test_an_older_store_has_none(store_copy: Path) -> None:
 
 
 def test_damaged_metadata_are_named(store_copy: Path) -> None:
-    from livprep.errors import StoreError
-
     case = next(iter(open_store(store_copy).values()))
     (case.path / "index" / "near" / "zarr.json").write_text("{")
     with pytest.raises(StoreError, match=f"{case.case_id}: array index/near cannot be opened"):
@@ -108,3 +108,48 @@ def test_zarr_opens_the_array(small_store: Path) -> None:
     array = zarr.open_array(case.path / "index" / "near", mode="r")
     assert array.dtype == np.int16
     assert array.shape == (case.near_count, 3)
+
+
+# --- reading coordinates without zarr ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["background", "liver", "tumor", "near"])
+def test_coordinates_equal_what_zarr_reads(small_store: Path, name: str) -> None:
+    for case in open_store(small_store).values():
+        folder = case.path / "index" / name
+        expected = zarr.open_array(folder, mode="r")[...]
+        found = read_points(folder)
+        if len(expected):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found is None  # nothing was written; zarr knows what to make of it
+
+
+def test_another_codec_is_left_to_zarr(store_copy: Path) -> None:
+    case = next(iter(open_store(store_copy).values()))
+    folder = case.path / "index" / "near"
+    points = case.near_points()
+    shutil.rmtree(folder)
+    array = zarr.create_array(folder, shape=points.shape, dtype="int16", chunks=points.shape)
+    array[...] = points
+    assert read_points(folder) is None
+    (case.path / "index" / "manifest.json").write_text('{"files": {}}')
+    np.testing.assert_array_equal(open_store(store_copy)[case.case_id].near_points(), points)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_damaged_coordinates_are_refused(store_copy: Path, damage: str) -> None:
+    case = next(iter(open_store(store_copy).values()))
+    chunk = case.path / "index" / "liver" / "c" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    if damage == "flip":
+        data[7] ^= 1
+        chunk.write_bytes(data)
+        with pytest.raises(StoreError, match=rf"{case.case_id}: index/liver cannot be decoded \(the crc32c"):
+            case.class_points(Label.LIVER)
+    else:
+        chunk.write_bytes(data[:-3])
+        with pytest.raises(ValueError, match=rf"has {len(data) - 3} bytes, expected {len(data)}"):
+            read_points(chunk.parents[2])
+        with pytest.raises(StoreError, match="is missing or of another size"):
+            case.class_points(Label.LIVER)

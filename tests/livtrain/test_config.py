@@ -32,8 +32,9 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert settings.preset == "fast-cpu"
     assert (settings.width, settings.batch, settings.seed) == (5, 4, 3)
     assert (settings.loss, settings.learning_rate) == (preset["loss"], preset["learning_rate"])
-    assert (settings.augment.noise, settings.augment.gamma) == (0.2, 0.0)
-    assert settings.augment.rotation_deg == Settings().augment.rotation_deg
+    assert (settings.augment.noise.p, settings.augment.gamma.p) == (0.2, 0.0)
+    assert settings.augment.noise.sd == Settings().augment.noise.sd
+    assert settings.augment.rotation == Settings().augment.rotation
 
 
 def test_preset_named_on_the_command_line_beats_the_file(tmp_path: Path) -> None:
