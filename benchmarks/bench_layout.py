@@ -4,8 +4,8 @@
 
 Without STORE it measures a phantom of 250 x 512 x 512 voxels with noise of a portal-venous scan. Every variant reads
 the same patches, all in one round after another; figures are medians over rounds of the processor time of the whole
-process, so that threads of zarr-python count. Cold readings drop the file's pages before each patch; the temporary folder
-(TMPDIR) has to lie on a disk for them. The tables go to benchmarks/results/layout.md.
+process, so that threads of zarr-python count. Cold readings drop the pages of the file before each patch; the
+temporary folder (TMPDIR) has to lie on a disk for them. The tables go to benchmarks/results/layout.md.
 """
 
 from __future__ import annotations
@@ -291,7 +291,8 @@ def main() -> None:
     parts = [
         "# Layout of the arrays\n",
         f"`python -m benchmarks.bench_layout`; {subject}, {'x'.join(map(str, hu.shape))} voxels; "
-        f"medians of {options.rounds} interleaved rounds of {options.patches} patches; processor ms of the process; "
+        f"medians of {options.rounds} interleaved rounds of {options.patches} patches; processor ms of the process, "
+        f"in brackets the speed relative to np.memmap in the same rounds; load average {os.getloadavg()[0]:.0f}; "
         f"{describe('numpy', 'zarr', 'numba', 'blosc2', 'numcodecs')}.\n",
     ]
     print("\n".join(parts))

@@ -11,14 +11,14 @@ from pathlib import Path
 from livprep.anatomy import doubts
 from livprep.cases import Case, Note, Receipt
 from livprep.catalog import Catalog
-from livprep.errors import GeometryError, LivError, SourceError, StoreError, trace
-from livprep.fingerprint import fingerprint
+from livprep.errors import GeometryError, LivError, SourceError, trace
+from livprep.fingerprint import fingerprint_of
 from livprep.labels import Label, label_counts
 from livprep.prepare import Preparation, prepare
 from livprep.provenance import digest_of
 from livprep.schema import SCHEMA_VERSION, CaseMeta, ProfileName, SourceMeta
 from livprep.sources import SourceCase, read_case, source_digest
-from livprep.store import CaseContent, CaseStore, add_window, open_store, publish_case
+from livprep.store import CaseContent, add_window, open_store, publish_case
 from livprep.volume import LabelledVolume
 from livprep.windows import Window
 
@@ -103,7 +103,6 @@ def _ingest(job: IngestJob) -> Receipt:
             return Receipt(job.name, "unchanged")
         detail = f"{job.name}: published from other source bytes or settings; --replace rebuilds it"
         return Receipt(job.name, "rejected", "SOURCE_CHANGED", detail)
-    channels = [] if published is None else _channels(published)
     source = read_case(job.case, job.catalog)
     volume = prepare(source.volume, job.preparation)
     meta, bytes_in = describe(source, volume, settings), source.bytes_in
@@ -112,17 +111,7 @@ def _ingest(job: IngestJob) -> Receipt:
     size = publish_case(store, CaseContent(meta, volume), job.profile, replace=job.replace)
     if not size:
         return Receipt(job.name, "unchanged", detail="another run published it first", warnings=warnings)
-    for window, order in channels:
-        size += add_window(store, job.name, window, order)
     return Receipt(job.name, "published", bytes_in=bytes_in, bytes_out=size, warnings=warnings)
-
-
-def _channels(case: CaseStore) -> list[tuple[Window, int]]:
-    """Windows of a case that is about to be replaced, to be made anew; none where it is too damaged to tell."""
-    try:
-        return [(Window(meta.wl, meta.ww, meta.name), meta.order) for meta in case.window_metas]
-    except StoreError:
-        return []
 
 
 def settings_digest(job: IngestJob) -> str:
@@ -172,7 +161,8 @@ def describe(source: SourceCase, volume: LabelledVolume, settings: str) -> CaseM
         hu_max=int(volume.image.hu.max()),
         label_map={label.name.lower(): int(label) for label in Label},
         label_voxels=None if volume.label_map is None else label_counts(volume.label_map.labels),
-        fingerprint=fingerprint(source.volume.image.hu),
+        fingerprint=fingerprint_of(source.look.counts),
+        hu_sanity=source.look.intensity,
         repairs=list(source.repairs),
         warnings=[str(note) for note in notes],
     )

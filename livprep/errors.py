@@ -186,6 +186,11 @@ CODES: dict[str, CodeInfo] = {
     "ARCHIVE_BAD": CodeInfo("A zip is damaged or hostile.", "Download it again.", _CASE),
     "ARCHIVE_LIMIT": CodeInfo("A zip expands beyond the limits.", "Check where it comes from.", _CASE),
     "GZIP_CORRUPT": CodeInfo("A gzip stream is truncated or fails its CRC.", "Download the file again.", _CASE),
+    "GZIP_LIMIT": CodeInfo(
+        "A NIfTI expands beyond what its size on disk can account for, or goes on behind its voxels.",
+        "Check where it comes from; save large label volumes as 8-bit integers.",
+        _CASE,
+    ),
     "NIFTI_HEADER": CodeInfo("The NIfTI header is unusable.", "Check the file.", _CASE),
     "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
     "NIFTI_AFFINE": CodeInfo(
@@ -197,6 +202,51 @@ CODES: dict[str, CodeInfo] = {
     ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
+    "HU_UNSHIFTED": CodeInfo(
+        "Air and tissue lie about 1000 too high: the values look like stored ones without their intercept.",
+        "Look at the case; convert it again with slope and intercept applied.",
+        0,
+    ),
+    "HU_AIR": CodeInfo(
+        "The peak of air is not near -1000 HU: offset or scale may be wrong.",
+        "Look at the case; convert it again with slope and intercept applied.",
+        0,
+    ),
+    "HU_TISSUE": CodeInfo(
+        "No peak of fat or soft tissue lies where it does in HU: offset or scale may be wrong.",
+        "Look at the case; convert it again with slope and intercept applied.",
+        0,
+    ),
+    "HU_LIVER": CodeInfo(
+        "The liver's most frequent value is none that a liver has, with or without contrast medium.",
+        "Check that labels and scan belong together, and the rescale of the source.",
+        0,
+    ),
+    "HU_STEP": CodeInfo(
+        "All values are multiples of a step above 1 HU: fine differences were lost, or the slope is wrong.",
+        "Use the original scan instead of a converted one.",
+        0,
+    ),
+    "HU_PADDING": CodeInfo(
+        "The corners of the slices are filled with a value that is not air; it is kept.",
+        "Choose windows that saturate it; a filling of 0 looks like water.",
+        0,
+    ),
+    "HU_CUT": CodeInfo(
+        "Many voxels hold the highest value: the range of the scan was cut there.",
+        "Use the original scan instead of a converted one.",
+        0,
+    ),
+    "HU_HIGH": CodeInfo(
+        "More voxels than metal explains have 3071 HU and more: the scale may be wrong.",
+        "Look at the case; check the rescale of the source.",
+        0,
+    ),
+    "HU_LIMIT": CodeInfo(
+        "Voxels hold -32768 or 32767, the limits of 16 bits: marks or overflows of a converter, no HU.",
+        "Look at the case; use the original scan instead of a converted one.",
+        0,
+    ),
     "ANATOMY_LEFT_RIGHT": CodeInfo(
         "The liver lies on the patient's left by the header: left and right may be exchanged.",
         "Look at the case before use; correct the source's header.",
@@ -233,6 +283,11 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_MODALITY": CodeInfo("A slice of the scan is of another modality than CT.", "Keep CT alone.", _CASE),
     "SERIES_FRAMES": CodeInfo(
         "A file of many frames does not say where each of them lies.", "Export the series again.", _CASE
+    ),
+    "SERIES_LIMIT": CodeInfo(
+        "The pixels would take far more memory than the files can account for.",
+        "Check where the files come from.",
+        _CASE,
     ),
     "SERIES_FRAME_OF_REFERENCE": CodeInfo(
         "Slices of a series have different frames of reference: the patient moved between them.",

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from livprep.intensity import Intensity
+
 SCHEMA_VERSION = 1
 PACKED_LOW_HU, PACKED_HIGH_HU = -1024, 3071
 INDEX_POINTS = 4096
@@ -84,6 +86,8 @@ class CaseMeta(_Model):
     fingerprint: str
     repairs: list[str]
     warnings: list[str]
+    hu_sanity: Intensity | None = None
+    """What the source's values show (`livprep.intensity`); None where nobody looked."""
 
 
 class WindowMeta(_Model):

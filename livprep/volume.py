@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from livprep.compiled import compiled
 from livprep.errors import GeometryError
 from livprep.geometry import Geometry
 from livprep.labels import LabelArray
+
+LOWEST_HU = -32768
+"""What the first entry of a `histogram` counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +67,16 @@ class LabelledVolume:
     def geometry(self) -> Geometry:
         """The common grid."""
         return self.image.geometry
+
+
+def histogram(hu: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """Count each of the 65,536 values of an int16 array; entry k counts `LOWEST_HU` + k."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    _count(hu.ravel() if hu.flags.c_contiguous else hu.flatten(), counts)
+    return counts
+
+
+@compiled
+def _count(values, counts):  # type: ignore[no-untyped-def]
+    for value in values:
+        counts[value + 32768] += 1

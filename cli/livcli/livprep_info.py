@@ -50,6 +50,7 @@ def describe(case: Any) -> dict[str, Any]:
         "bytes": case.bytes_on_disk(),
         "repairs": meta.repairs,
         "warnings": meta.warnings,
+        "hu_sanity": None if meta.hu_sanity is None else meta.hu_sanity.model_dump(mode="json"),
     }
 
 

@@ -19,6 +19,8 @@ from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
 from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
 
+MAX_FRAMES = 4096
+"""LiTS's longest scan has 987 slices."""
 _MACROS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -113,6 +115,8 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
         elements = parse(data)
         dataset = elements.dataset
         frames = int(elements.get("NumberOfFrames") or 1)
+        if frames > MAX_FRAMES:
+            raise SourceError("SERIES_FRAMES", f"{ref}: {frames} frames, expected at most {MAX_FRAMES}")
         grouped = "PerFrameFunctionalGroupsSequence" in dataset
         if not grouped and frames == 1 and str(elements.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:
             header = _Header(elements)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from livprep.cases import Case, FileRef, Note, Rejection
-from livprep.volume import LabelledVolume
+from livprep.intensity import Intensity, describe_intensity, suspicions
+from livprep.volume import LabelledVolume, histogram
 
 Files = list[tuple[tuple[str, ...], FileRef]]
 """Every file: the parts of its (virtual) path, zips taken as folders, and how to read it."""
@@ -21,6 +23,15 @@ class Found:
     cases: list[Case] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     ignored: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the values of a scan show: its histogram (65,536 counts), a description of it, and what is suspicious."""
+
+    counts: npt.NDArray[np.int64]
+    intensity: Intensity
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +52,8 @@ class SourceCase:
         Findings that did not stop the case.
     repairs
         One line for each repair that was made.
+    look
+        What its values show.
     digest, bytes_in
         sha256 over the source's files, and their size.
     """
@@ -51,16 +64,18 @@ class SourceCase:
     header_affine_ras: npt.NDArray[np.float64]
     notes: tuple[Note, ...]
     repairs: tuple[str, ...]
+    look: Look
     digest: str
     bytes_in: int
 
 
-def hu_notes(case_id: str, hu: npt.NDArray[np.int16]) -> tuple[Note, ...]:
-    """Look whether values can be HU: a CT holds air near -1000 HU; nothing is ever changed."""
-    low = int(hu.min())
-    if low >= -200:
-        return (Note("HU_NO_AIR", f"{case_id}: lowest value {low}, expected air near -1000 HU"),)
-    return ()
+def look_at(case_id: str, volume: LabelledVolume, said: Iterable[Note]) -> Look:
+    """Look whether values can be HU; nothing is ever changed. `said` is what the reader noted before."""
+    counts = histogram(volume.image.hu)
+    intensity = describe_intensity(volume, counts)
+    told = {"HU_PADDING"} if any(note.code == "SERIES_PADDING" for note in said) else set()
+    found = [each for each in suspicions(intensity, counts) if each.code not in told]
+    return Look(counts, intensity, tuple(Note(each.code, f"{case_id}: {each.detail}") for each in found))
 
 
 def prefer_loose(refs: list[FileRef]) -> FileRef:

@@ -15,7 +15,7 @@ from livprep.formats.dicom import Series, read_mask, read_series
 from livprep.formats.dicom_header import patient_number
 from livprep.formats.hashing import HashingReader
 from livprep.labels import Label
-from livprep.sources.found import Files, Found, SourceCase, hu_notes, prefer_loose
+from livprep.sources.found import Files, Found, SourceCase, look_at, prefer_loose
 from livprep.volume import LabelledVolume, LabelMap, Volume
 
 SPACING_TOLERANCE_MM = 0.001
@@ -124,7 +124,7 @@ def _choose(case: str, masks: dict[str, Grouped], catalog: Catalog) -> tuple[lis
 def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     """Read scan and masks; label = tumor where any tumor mask is set, else liver where the liver mask is set."""
     scan = read_series(reader, "image", case.image)
-    notes = [*case.notes, *scan.notes, *hu_notes(case.case_id, scan.hu)]
+    notes = [*case.notes, *scan.notes]
     listed = catalog.ircadb.case(case.number)
     labels = np.zeros(scan.geometry.shape_zyx, dtype=np.uint8)
     outside = 0
@@ -140,13 +140,16 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
         notes.append(Note("MASK_OUTSIDE_LIVER", f"{case.case_id}: {outside} tumor voxels lie outside the liver mask"))
     if listed is not None:
         notes.extend(_compare(case, listed, scan))
+    volume = LabelledVolume(Volume(scan.hu, scan.geometry), LabelMap(labels, scan.geometry))
+    look = look_at(case.case_id, volume, notes)
     return SourceCase(
         case=case,
         patient=catalog.patient_of(case.case_id),
-        volume=LabelledVolume(Volume(scan.hu, scan.geometry), LabelMap(labels, scan.geometry)),
+        volume=volume,
         header_affine_ras=scan.geometry.affine_ras,
-        notes=tuple(notes),
+        notes=(*notes, *look.notes),
         repairs=(),
+        look=look,
         digest=reader.digest(),
         bytes_in=reader.bytes_read,
     )

@@ -17,7 +17,7 @@ from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import Nifti, read_nifti, to_hu, to_labels
 from livprep.geometry import Geometry
 from livprep.labels import Label
-from livprep.sources.found import Files, Found, SourceCase, hu_notes, prefer_loose
+from livprep.sources.found import Files, Found, SourceCase, look_at, prefer_loose
 from livprep.volume import LabelledVolume, LabelMap, Volume
 
 AFFINE_TOLERANCE_MM = 1e-3
@@ -113,19 +113,22 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     repair = None if case.case_id.startswith("litstest") else catalog.lits.repair(case.number)
     if repair is not None and _is_identity(image):
         geometry, repairs = _repaired(case, image, repair)
-    notes = [*case.notes, *image.notes, *hu_notes(case.case_id, hu)]
+    notes = [*case.notes, *image.notes]
     notes.extend(Note("REPAIRED", line) for line in repairs)
     label_map = None
     for _, refs in case.masks:
         label_map, label_notes = _labels(case, refs[0], image, geometry, reader)
         notes.extend(label_notes)
+    volume = LabelledVolume(Volume(hu, geometry), label_map)
+    look = look_at(case.case_id, volume, notes)
     return SourceCase(
         case=case,
         patient=catalog.patient_of(case.case_id),
-        volume=LabelledVolume(Volume(hu, geometry), label_map),
+        volume=volume,
         header_affine_ras=image.affine_ras,
-        notes=tuple(notes),
+        notes=(*notes, *look.notes),
         repairs=tuple(repairs),
+        look=look,
         digest=reader.digest(),
         bytes_in=reader.bytes_read,
     )

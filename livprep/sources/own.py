@@ -19,7 +19,7 @@ from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import Nifti, read_nifti, to_hu, to_labels
 from livprep.geometry import Geometry, canonical_axes
 from livprep.labels import LabelArray
-from livprep.sources.found import Files, Found, SourceCase, hu_notes
+from livprep.sources.found import Files, Found, SourceCase, look_at
 from livprep.volume import LabelledVolume, LabelMap, Volume
 
 POSITION_TOLERANCE_VOXELS = 0.1
@@ -90,13 +90,16 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     ((_, (ref,)),) = case.masks
     label = read_nifti(ref, reader.read("label", ref))
     label_map = LabelMap(_on_scan(case, listed, ref, label, volume.geometry), volume.geometry)
+    labelled = LabelledVolume(volume, label_map)
+    look = look_at(case.case_id, labelled, notes)
     return SourceCase(
         case=case,
         patient=listed.patient_id,
-        volume=LabelledVolume(volume, label_map),
+        volume=labelled,
         header_affine_ras=affine,
-        notes=(*notes, *hu_notes(case.case_id, volume.hu)),
+        notes=(*notes, *look.notes),
         repairs=(),
+        look=look,
         digest=reader.digest(),
         bytes_in=reader.bytes_read,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 OWN, OWN_DIGEST = "livprep", "livprep_digest"
 """Keys of our attributes, and of their sha256 where no manifest covers them."""
 _READ_STEP = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Arguments of renameat2 (linux/fcntl.h, linux/fs.h)."""
 _PARTIAL = re.compile(r"\.[^/]+\.json\.[0-9a-f]{32}")
 PARTIAL_AT = (".*", f"{CASES}/.*", f"{CASES}/*/.*", f"{SPLITS}/.*")
 """Where `write_json` writes beside files that are already visible."""
@@ -40,6 +43,14 @@ PARTIAL_AT = (".*", f"{CASES}/.*", f"{CASES}/*/.*", f"{SPLITS}/.*")
 def is_plain(name: str) -> bool:
     """Whether a name from outside is one visible path component."""
     return bool(name) and Path(name).name == name and not name.startswith(".") and name.isprintable()
+
+
+def channels_path(store: Path, case_id: str) -> Path:
+    """File that keeps the channels of a case which is gone until it is published again; no dead work, so `gc` keeps it.
+
+    It is there only between a change of the store's preparation and the case's next publication.
+    """
+    return store / STAGING / f"{case_id}.channels.json"
 
 
 def case_path(store: Path, case_id: str) -> Path:
@@ -168,6 +179,31 @@ def publish(staged_folder: Path, target: Path) -> bool:
         raise
     _sync(target.parent)
     return True
+
+
+def replace_published(store: Path, staged_folder: Path, target: Path) -> bool:
+    """Put a staged folder in the place of a published one; False where another writer took the place meanwhile.
+
+    Where the kernel and the file system can exchange two names (renameat2 of Linux), no reader and no crash ever
+    sees the place empty; elsewhere it is empty between two renames.
+    """
+    sync_tree(staged_folder)
+    if target.exists() and _exchange(staged_folder, target):
+        _sync(target.parent)
+        return True  # the old folder lies where the staged one was, and goes with it
+    if target.exists():
+        withdraw(store, target)
+    return publish(staged_folder, target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where that is not to be had."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    done: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return done == 0
 
 
 def withdraw(store: Path, target: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,11 +110,43 @@ def _write_root(path: Path, preparation: Preparation, profile: ProfileName, cata
 def change_preparation(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
     """Remove all cases of a store and set another preparation and profile; splits and journal stay.
 
-    Killed in between it leaves a store of the old preparation with fewer cases.
+    Which channels each case had is kept beside the staged work, and the next publication of the case makes them
+    anew. Killed in between it leaves a store of the old preparation with fewer cases.
     """
-    for case_id in open_store(path):
-        remove_case(path, case_id)
+    for case_id, case in open_store(path).items():
+        with layout.locked(path, case_id):
+            _keep_channels(path, case_id, _stored_channels(case))
+            layout.withdraw(path, case.path)
     _write_root(path, preparation, profile, catalog_digest)
+
+
+def _stored_channels(case: CaseStore) -> list[WindowMeta]:
+    """Channels of a case that is about to be replaced; without those that are too damaged to tell what they are."""
+    found = []
+    for folder in sorted((case.path / layout.WINDOWS).glob("*/")):
+        try:
+            found.append(WindowMeta.model_validate(layout.read_attributes(folder)))
+        except (StoreError, ValueError):
+            continue
+    return found
+
+
+def _keep_channels(store: Path, case_id: str, channels: Sequence[WindowMeta]) -> None:
+    """Write down the channels of a case that may be out of sight if this process is killed now."""
+    if channels:
+        layout.write_json(layout.channels_path(store, case_id), [meta.model_dump(mode="json") for meta in channels])
+
+
+def _channels_of(store: Path, case_id: str) -> list[WindowMeta]:
+    """Channels that a case must have when it is published: those it has, or had before the preparation changed."""
+    case = open_store(store).get(case_id)
+    if case is not None:
+        return _stored_channels(case)
+    try:
+        kept = json.loads(layout.channels_path(store, case_id).read_text(encoding="utf-8"))
+        return [WindowMeta.model_validate(entry) for entry in kept]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _make_group(folder: Path, attributes: dict[str, Any] | None = None) -> None:
@@ -132,7 +166,7 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     profile
         Codec profile of the volumes.
     replace
-        Take an already published case of that id away first.
+        Take the place of an already published case of that id; its channels are made anew of the new HU.
 
     Returns
     -------
@@ -141,13 +175,47 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     name = content.meta.case
     with layout.staged(store, name) as folder:
         _write_case(folder, content, PROFILES[profile])
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        target = layout.case_path(store, name)
+        _write_channels(folder, content, _channels_of(store, name), PROFILES[profile])
         with layout.locked(store, name):
-            if replace and target.exists():
-                layout.sync_tree(folder)  # the slow part first: the case is out of sight for two renames only
-                layout.withdraw(store, target)
-            return size if layout.publish(folder, target) else 0
+            # A channel that was added or removed meanwhile is so in the new case too.
+            channels = _channels_of(store, name)
+            _write_channels(folder, content, channels, PROFILES[profile])
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            target = layout.case_path(store, name)
+            if replace:
+                _keep_channels(store, name, channels)
+            put = layout.replace_published(store, folder, target) if replace else layout.publish(folder, target)
+            layout.channels_path(store, name).unlink(missing_ok=True)
+            return size if put else 0
+
+
+def _write_channels(folder: Path, content: CaseContent, channels: Sequence[WindowMeta], profile: Profile) -> None:
+    """Bring the channels of a staged case to exactly the given ones; published with the case by its one rename."""
+    there = {path.name for path in (folder / layout.WINDOWS).glob("*/")}
+    image = content.volume.image
+    for name in there - {meta.name for meta in channels}:
+        shutil.rmtree(folder / layout.WINDOWS / name)
+    for meta in channels:
+        if meta.name not in there:
+            values = Window(meta.wl, meta.ww, meta.name).apply(image.hu)
+            target = folder / layout.WINDOWS / meta.name
+            _write_channel(target, values, image.geometry, meta, content.meta.source.digest, profile)
+    layout.consolidate(folder)
+
+
+def _write_channel(
+    folder: Path,
+    values: npt.NDArray[np.uint8],
+    grid: Geometry,
+    meta: WindowMeta,
+    source_digest: str,
+    profile: Profile,
+) -> None:
+    """One channel whole, with its manifest."""
+    shown = ome.image_attributes(meta.name, grid, (0, 255), (0, 255))
+    attributes = {"ome": shown, "livprep": meta.model_dump(mode="json")}
+    hashes = _write_image(folder, values, grid, profile, attributes)
+    layout.write_manifest(folder, {"source_digest": source_digest}, hashes)
 
 
 def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
@@ -192,7 +260,6 @@ def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
     layout.write_json(
         folder / "zarr.json", layout.plain_group(layout.own_attributes(content.meta.model_dump(mode="json")))
     )
-    layout.consolidate(folder)
 
 
 def _write_image(
@@ -328,17 +395,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     values = window.apply(case.read_hu())
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
-        hashes = _write_image(
-            folder,
-            values,
-            case.geometry,
-            profile,
-            {
-                "ome": ome.image_attributes(window.name, case.geometry, (0, 255), (0, 255)),
-                "livprep": meta.model_dump(mode="json"),
-            },
-        )
-        layout.write_manifest(folder, {"source_digest": case.meta.source.digest}, hashes)
+        _write_channel(folder, values, case.geometry, meta, case.meta.source.digest, profile)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
             if open_store(store).case(case_id).meta != case.meta:
@@ -376,6 +433,7 @@ def remove_case(store: Path, case_id: str) -> None:
     """Remove a case and all its channels."""
     case = open_store(store)[case_id]
     with layout.locked(store, case_id):
+        layout.channels_path(store, case_id).unlink(missing_ok=True)
         layout.withdraw(store, case.path)
 
 

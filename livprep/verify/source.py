@@ -14,7 +14,7 @@ from livprep.schema import ProfileName
 from livprep.sources import read_case
 from livprep.store import CaseStore, Findings, layout
 
-_REMARKS = ("settings_digest", "warnings")
+_REMARKS = ("settings_digest", "warnings", "hu_sanity")
 """Attributes that may differ with another catalogue or version without any voxel or position doing so."""
 
 

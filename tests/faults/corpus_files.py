@@ -149,6 +149,45 @@ def pair(number: int, *, remove: str = "") -> Build:
     return build
 
 
+def body(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """HU and labels `(16, 40, 40)`: a noisy body of fat and soft tissue with a liver, in air; corners padded."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:40, :40] - 19.5
+    inside, deep, liver = (x / 17) ** 2 + (y / 13) ** 2 < 1, (x / 14) ** 2 + (y / 10) ** 2 < 1, (x + 6) ** 2 + y**2 < 40
+    mean = np.select([liver, deep, inside], [105, 45, -100], -1000)
+    hu = np.rint(mean + rng.normal(0, 12, (16, 40, 40))).astype(np.int16)
+    hu[:, x**2 + y**2 > 26**2] = -1024
+    return hu, np.broadcast_to(liver, hu.shape).astype(np.uint8)
+
+
+def valued_otherwise(change: Callable[[np.ndarray], np.ndarray], labels: Callable[..., Any] = lambda a: a) -> Build:
+    """A pair of LiTS of a body whose HU, or labels, went through `change`."""
+
+    def build(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        hu, label_values = body()
+        (folder / "volume-0.nii").write_bytes(nifti_bytes(np.asarray(change(hu), dtype=np.int16)))
+        (folder / "segmentation-0.nii").write_bytes(nifti_bytes(np.ascontiguousarray(labels(label_values))))
+
+    return build
+
+
+def corners(value: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Padding of another value."""
+    return lambda hu: np.where(hu == -1024, value, hu)
+
+
+def some(value: int, every: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Every n-th voxel of the body set to a value."""
+
+    def change(hu: np.ndarray) -> np.ndarray:
+        spoiled = hu.copy()
+        spoiled.reshape(-1)[np.flatnonzero(hu > -500)[::every]] = value
+        return spoiled
+
+    return change
+
+
 def identity(folder: Path) -> None:
     lits_pair(folder, 28)
     volume = scan()

@@ -70,6 +70,9 @@ SERIES = [
     rejected("slope 0", "SERIES_TAG", dcm.one(RescaleSlope="0")),
     rejected("intercept beyond int16", "HU_RANGE", dcm.every(RescaleIntercept="40000")),
     warned("no rescale at all", "HU_NO_AIR", dcm.every(RescaleSlope=None, RescaleIntercept=None)),
+    warned("intercept lost", "HU_UNSHIFTED", dcm.every(RescaleIntercept="0")),
+    warned("intercept applied twice", "HU_TISSUE", dcm.every(RescaleIntercept="-2048")),
+    warned("slope halved", "HU_TISSUE", dcm.every(RescaleSlope="0.5")),
     rejected("patient moved between slices", "SERIES_FRAME_OF_REFERENCE", dcm.one(FrameOfReferenceUID="2.25.9")),
     rejected("one slice of MR", "SERIES_GAP", dcm.one(Modality="MR")),
     warned("numbers with a gap", "SERIES_NUMBERING", dcm.one(11, InstanceNumber=40)),
@@ -172,6 +175,22 @@ LITS = [
         lambda hu: nifti_bytes(np.where(hu > 1000, np.nan, hu).astype(np.float32)))),
     rejected("values beyond int16", "HU_RANGE", files.volume(lambda hu: nifti_bytes(hu.astype(np.int32) * 100))),
     warned("values are no HU", "HU_NO_AIR", files.volume(lambda hu: nifti_bytes(hu.clip(0, 255)))),
+    warned("stored values without intercept", "HU_UNSHIFTED", files.valued_otherwise(lambda hu: hu + 1024)),
+    warned("stored values and true padding", "HU_UNSHIFTED",
+           files.valued_otherwise(lambda hu: np.where(hu == -1024, -2000, hu + 1024))),
+    warned("air at -700", "HU_AIR", files.valued_otherwise(lambda hu: hu + 300)),
+    warned("HU at half scale", "HU_AIR", files.valued_otherwise(lambda hu: hu / 2)),
+    warned("HU at tenfold scale", "HU_AIR", files.valued_otherwise(lambda hu: hu * 10)),
+    warned("slope applied twice", "HU_TISSUE", files.valued_otherwise(lambda hu: (hu + 1024) * 2 - 1024)),
+    warned("slope of a quarter lost", "HU_TISSUE", files.valued_otherwise(lambda hu: (hu + 1024) / 4 - 1024)),
+    warned("labels of another scan", "HU_LIVER",
+           files.valued_otherwise(lambda hu: hu, lambda labels: np.roll(labels, 20, axis=1))),
+    warned("only every eighth value", "HU_STEP", files.valued_otherwise(lambda hu: hu // 8 * 8)),
+    warned("padding of -3024", "HU_PADDING", files.valued_otherwise(files.corners(-3024))),
+    warned("padding of 0", "HU_PADDING", files.valued_otherwise(files.corners(0))),
+    warned("cut at 100 HU", "HU_CUT", files.valued_otherwise(lambda hu: hu.clip(-1024, 100))),
+    warned("more metal than body", "HU_HIGH", files.valued_otherwise(files.some(3071, 20))),
+    warned("overflows", "HU_LIMIT", files.valued_otherwise(files.some(-32768, 900))),
     rejected("label 3", "LABEL_UNKNOWN", files.label(lambda labels: nifti_bytes(labels + np.uint8(1)))),
     rejected("half labels", "LABEL_UNKNOWN", files.label(lambda labels: nifti_bytes(labels.astype(np.float32) / 2))),
     rejected("label of other shape", "MASK_SHAPE", files.label(lambda labels: nifti_bytes(labels[:3]))),
@@ -250,6 +269,8 @@ def test_an_unspoiled_case_of_each_kind_is_read_without_a_warning(tmp_path: Path
     assert (record["status"], record["warnings"]) == ("ok", [])
     files.pair(0)(tmp_path / "lits")
     assert ingested(tmp_path / "lits", catalog)[2] == []
+    files.valued_otherwise(lambda hu: hu)(tmp_path / "body")
+    assert ingested(tmp_path / "body", catalog)[2] == []
 
 
 def test_multi_frame_rubbish_bits_and_jpeg_2000_give_the_values_of_the_plain_series(tmp_path: Path) -> None:

@@ -171,6 +171,50 @@ def test_killed_at_many_steps_and_resumed(
     killed_at(command, step, undisturbed, tmp_path / "store")
 
 
+def killed_while_replacing(
+    options: tuple[str, ...], step: str, undisturbed: tuple[Path, dict[str, str]], store: Path
+) -> None:
+    """Killed in `ingest --replace`, channels are never lost: running ingest again alone brings all of them back."""
+    sources, expected = undisturbed
+    for arguments in (ingest(sources, store), window(store)):
+        assert finish(start(*arguments))[0] == 0
+    dying = [sys.executable, "-c", DIES_AT, step]
+    code, _, err = finish(start(*ingest(sources, store, "--replace", *options), command=dying))
+    assert code == 9, err
+    nothing_half_published(store)
+    if not options:
+        assert all(case.window_names == ["wl40_ww220"] for case in open_store(store).values())
+    code, _, err = finish(start(*ingest(sources, store, "--replace", *options)))
+    assert code == 0, err
+    assert [case.window_names for case in open_store(store).values()] == [["wl40_ww220"]] * 3
+    assert options or tree_hash(store) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [((), "fsync:60:before"), (("--profile", "small"), "rename:2:after"), (("--profile", "small"), "replace:9:before")],
+)
+def test_killed_while_replacing_no_channel_is_lost(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, options: tuple[str, ...], step: str
+) -> None:
+    killed_while_replacing(options, step, undisturbed, tmp_path / "store")
+
+
+REPLACING = [f"fsync:{k}:before" for k in range(1, 400, 40)] + [f"replace:{k}:after" for k in range(1, 80, 12)]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("step", [*REPLACING, *(f"rename:{k}:after" for k in range(1, 4))])
+@pytest.mark.parametrize("options", [(), ("--profile", "small")])
+def test_killed_at_many_steps_of_replacing(
+    undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, options: tuple[str, ...], step: str
+) -> None:
+    if not options and step.startswith("rename"):
+        pytest.skip("names are exchanged, not renamed")
+    killed_while_replacing(options, step, undisturbed, tmp_path / "store")
+
+
 def wait_for(condition: object, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():

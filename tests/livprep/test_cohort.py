@@ -155,6 +155,25 @@ def test_replacing_all_cases_changes_the_preparation(sources: Path, tmp_path: Pa
     }
 
 
+def test_another_preparation_keeps_the_channels(sources: Path, tmp_path: Path) -> None:
+    ingest(sources, store=tmp_path / "s")
+    store = open_store(tmp_path / "s")
+    list(run_windows(store, plan_windows(store, [Window(60, 140), Window(40, 220)]), workers=1))
+    list(run_windows(store, plan_windows(store, [Window(0, 400)], "lits-003"), workers=1))
+    wanted = Preparation((4.0, 1.0, 1.0))
+    for _ in range(2):  # again changes nothing
+        ingest(sources, store=tmp_path / "s", preparation=wanted, replace=True)
+        again = open_store(tmp_path / "s")
+        names = ["wl60_ww140", "wl40_ww220"]
+        assert {name: case.window_names for name, case in again.items()} == {
+            "ircadb-02": names, "ircadb-05": names, "lits-003": [*names, "wl0_ww400"], "lits-028": names,
+        }  # fmt: skip
+        for case in again.values():
+            np.testing.assert_array_equal(case.read_window("wl40_ww220"), Window(40, 220).apply(case.read_hu()))
+    list(run_windows(again, jobs := plan_windows(again, [Window(60, 140), Window(40, 220)]), workers=1))
+    assert len(jobs) == 8
+
+
 def test_a_store_of_two_preparations_cannot_be_made(sources: Path, tmp_path: Path) -> None:
     ingest(sources, store=tmp_path / "s")
     before = tree_hash(tmp_path / "s")

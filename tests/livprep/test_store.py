@@ -39,6 +39,7 @@ from livprep.store import (
     remove_staging,
     remove_window,
     staging_entries,
+    writing,
 )
 from livprep.volume import LabelledVolume
 from livprep.windows import Window
@@ -417,9 +418,92 @@ def test_replacing_takes_the_old_case_away(store: Path) -> None:
     add_window(store, "lits-000", WINDOW, 0)
     assert publish_case(store, content(volume=scan((3, 4, 5))), "balanced", replace=True) > 0
     case = open_store(store)["lits-000"]
-    assert (case.shape_zyx, case.window_names) == ((3, 4, 5), [])
+    assert (case.shape_zyx, case.window_names) == ((3, 4, 5), [WINDOW.name])
+    np.testing.assert_array_equal(case.read_window(WINDOW.name), WINDOW.apply(case.read_hu()))
     assert publish_case(store, content("lits-001"), "balanced", replace=True) > 0
     assert staging_entries(store) == []
+
+
+def test_replacing_never_leaves_the_place_empty(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_case(store, content(), "balanced")
+    seen = []
+    real = layout._exchange
+    monkeypatch.setattr(layout, "withdraw", lambda *_: pytest.fail("the case was taken away first"))
+    monkeypatch.setattr(layout, "_exchange", lambda one, other: seen.append(other.exists()) or real(one, other))
+    publish_case(store, content(volume=scan((3, 4, 5))), "balanced", replace=True)
+    assert seen == [True]
+    assert open_store(store)["lits-000"].shape_zyx == (3, 4, 5)
+
+
+def test_a_file_system_that_cannot_exchange_names_takes_two_renames(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_exchange", lambda one, other: False)
+    publish_case(store, content(), "balanced")
+    add_window(store, "lits-000", WINDOW, 0)
+    publish_case(store, content(volume=scan((3, 4, 5))), "balanced", replace=True)
+    case = open_store(store)["lits-000"]
+    assert (case.shape_zyx, case.window_names) == ((3, 4, 5), [WINDOW.name])
+    assert staging_entries(store) == []
+
+
+@pytest.mark.parametrize("at", ["withdraw", "publish"])
+def test_stopped_between_the_two_renames_the_channels_come_back(
+    store: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    publish_case(store, content(), "balanced")
+    add_window(store, "lits-000", WINDOW, 0)
+    before = tree_hash(store)
+
+    def stop(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layout, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(layout, at, stop)
+    with pytest.raises(KeyboardInterrupt):
+        publish_case(store, content(), "balanced", replace=True)
+    monkeypatch.undo()
+    publish_case(store, content(), "balanced")
+    assert tree_hash(store) == before
+    assert open_store(store)["lits-000"].window_names == [WINDOW.name]
+
+
+def test_a_channel_that_comes_or_goes_while_a_case_is_replaced_does_so_in_the_new_case(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_case(store, content(), "balanced")
+    add_window(store, "lits-000", WINDOW, 0)
+    real = writing._channels_of
+    calls = []
+
+    def meanwhile(path: Path, case_id: str) -> list:
+        if calls:
+            remove_window(store, "lits-000", WINDOW.name)
+            add_window(store, "lits-000", Window(0, 400), 1)
+        calls.append(case_id)
+        return real(path, case_id)
+
+    monkeypatch.setattr(writing, "_channels_of", meanwhile)
+    monkeypatch.setattr(layout, "locked", lambda *_: contextlib.nullcontext())  # this thread would wait for itself
+    publish_case(store, content(), "balanced", replace=True)
+    assert open_store(store)["lits-000"].window_names == ["wl0_ww400"]
+
+
+def test_another_preparation_keeps_the_channels_and_a_removed_case_does_not(store: Path) -> None:
+    for name in ("lits-000", "lits-001"):
+        publish_case(store, content(name), "balanced")
+        add_window(store, name, WINDOW, 0)
+    change_preparation(store, Preparation((1.0, 1.0, 1.0)), "small", "digest")
+    assert list(open_store(store)) == []
+    assert staging_entries(store) == []
+    assert remove_staging(store) == []
+    publish_case(store, content(), "small")
+    assert open_store(store)["lits-000"].window_names == [WINDOW.name]
+    publish_case(store, content("lits-001"), "small")
+    remove_case(store, "lits-001")
+    publish_case(store, content("lits-001"), "small")
+    assert open_store(store)["lits-001"].window_names == []
+    assert not list((store / ".staging").glob("*.json"))
 
 
 def test_many_writers_at_once_leave_one_copy(store: Path) -> None:
