@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.peers import BATCH, FOREGROUND, Batch
 from benchmarks.volumes import Shape, Volume
 
-SETTINGS = ("balanced, 0 workers", "balanced, 2 workers", "fast, 0 workers", "fast, 2 workers")
+SETTINGS = ("balanced, 0 workers", "balanced, 2 workers")
 PACKAGES = ("tensorstore", "torch")
 BURST = BATCH
 _POINTS = 4096
