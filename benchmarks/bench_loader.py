@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import loader_report, ours
-from benchmarks.contest import Entrant, Measured, Task, evict, preload, resident
+from benchmarks.contest import Entrant, Measured, Task, evict, held, resident
 from benchmarks.peers import PEERS, contestant, patch_name
 from benchmarks.volumes import FULL_ZYX, Shape, build_store, read_volumes, shape_of, write_cases
 
@@ -73,10 +73,11 @@ def main() -> None:
         prepare(scratch, options, names, patches)
         results = Results()
         before = os.getloadavg()
-        for patch in patches:
-            warm_rounds(scratch, options, names, patch, first=patch == patches[0], results=results)
-        for patch in patches:
-            cold_rounds(scratch, options, names, patch, results)
+        with contextlib.suppress(KeyboardInterrupt):  # what was measured until then is told
+            for patch in patches:
+                warm_rounds(scratch, options, names, patch, first=patch == patches[0], results=results)
+            for patch in patches:
+                cold_rounds(scratch, options, names, patch, results)
         about = loader_report.About(options, shape_of(options.size), names, before, os.getloadavg())
         text = loader_report.render(about, results, patches, scratch)
     print(text)
@@ -123,8 +124,8 @@ def warm_rounds(
                 if name in SLOW and number >= options.slow_rounds:
                     continue
                 task = Task(setting, patch, number, options.warm, options.seconds)
-                with attempt(results, (name, setting, patch_name(patch))) as key:
-                    preload(contestant(name).files(folder_of(scratch, name), setting, patch))
+                files = contestant(name).files(folder_of(scratch, name), setting, patch)
+                with attempt(results, (name, setting, patch_name(patch))) as key, held(files):
                     results.warm[key][number] = told(key, entrants[name].measure(task))
 
 

@@ -160,12 +160,32 @@ def usage() -> tuple[float, int]:
     return cpu, disk
 
 
-def preload(paths: list[Path]) -> None:
-    """Read files once, so that they lie in the page cache; a shared machine may have dropped them."""
-    for path in paths:
-        with path.open("rb") as file:
-            while file.read(1 << 22):
-                pass
+@contextlib.contextmanager
+def held(paths: list[Path]) -> Iterator[None]:
+    """Keep files in memory meanwhile: mapped and locked, for a shared machine may drop what was read before."""
+    libc = _libc()
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            size = path.stat().st_size
+            if not size:
+                continue
+            with path.open("rb") as file:
+                # shared and for reading only: the lock of a private writable map would hold copies
+                address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+                stack.callback(libc.munmap, address, size)
+                failed = libc.mlock(address, size)
+                while failed and file.read(1 << 22):  # not allowed to lock: read once at least
+                    pass
+        yield
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_ssize_t]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    libc.munmap.argtypes = libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
 
 
 def evict(paths: list[Path]) -> None:
@@ -181,17 +201,17 @@ def evict(paths: list[Path]) -> None:
 
 def resident(paths: list[Path]) -> float:
     """Share of the pages of files that lie in the page cache (mincore)."""
-    mincore = ctypes.CDLL(None, use_errno=True).mincore
+    libc = _libc()
     inside = pages = 0
     for path in paths:
         size = path.stat().st_size
         if not size:
             continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE) as mapped:
-            states = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-            start = ctypes.c_char.from_buffer(mapped)
-            mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), states)
-            del start  # the mapping cannot be closed while something points into it
-            inside += sum(state & 1 for state in states)
-            pages += len(states)
+        with path.open("rb") as file:
+            address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        states = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        libc.mincore(address, size, states)
+        libc.munmap(address, size)
+        inside += sum(state & 1 for state in states)
+        pages += len(states)
     return inside / max(pages, 1)
