@@ -447,10 +447,9 @@ def test_a_forked_child_reads_what_its_parent_opened(profiles: dict) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_numba_is_loaded_by_the_first_volume_alone(profiles: dict) -> None:
+def test_numba_is_loaded_by_the_first_array_alone(profiles: dict) -> None:
     code = (
         "import sys, livprep.store; case = livprep.store.open_store(sys.argv[1])['lits-000']; case.meta; "
-        "from livprep.labels import Label; case.class_points(Label.LIVER); "
         "assert 'livprep.store.kernels' not in sys.modules; case.read_packed(); "
         "assert 'livprep.store.kernels' in sys.modules; assert 'blosc2' not in sys.modules"
     )
@@ -667,7 +666,7 @@ def test_the_same_bytes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     values = volume((9, 33, 70), np.uint16, "smooth")
     write(tmp_path / "a", values, cname=codec)
     if missing == "numba":
-        monkeypatch.setattr(direct, "_kernels", lambda: None)
+        monkeypatch.setattr(direct, "compiled", lambda: None)
     else:
         functions = replace(native.native(), **{missing: 0})
         monkeypatch.setattr(direct, "native", lambda: functions)
