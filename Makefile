@@ -45,6 +45,7 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.bench_ingest
 	$(BIN)/python -m benchmarks.bench_series_faults
+	$(BIN)/python -m benchmarks.bench_metrics
 
 clean:
 	rm -rf "$(VENV)" "$(DEMO)"

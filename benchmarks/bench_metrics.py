@@ -104,8 +104,8 @@ def compare(size: int, slices: int, rounds: int) -> list[str]:
     our_case(p[: slices // 2], r[: slices // 2], spacing_mm)  # compiles the loops
     masks = p > 0, r > 0
     jobs = {
-        "surface distances of the liver": (
-            lambda: [plain_distances(*masks, spacing_mm)],
+        "the liver": (
+            lambda: [plain_scores(*masks, spacing_mm)],
             lambda: [score_masks(*masks, spacing_mm).as_dict()],
         ),
         "the whole case": (lambda: plain_case(p, r, spacing_mm), lambda: our_case(p, r, spacing_mm)),

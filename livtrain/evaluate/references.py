@@ -40,7 +40,7 @@ class Reference:
 
 
 LoadReference = Callable[[], Reference]
-LoadImage = Callable[[], npt.NDArray[np.int16]]
+LoadImage = Callable[[], Volume]
 Place = Callable[[LabelArray], LabelArray]
 """Brings a prediction's voxels onto the reference's grid."""
 
@@ -54,7 +54,7 @@ class ReferenceCase:
     patient
         Whom the scan shows, as the catalogue or the store knows; else the case.
     image
-        Reads the scan's HU `(z, y, x)` on the same grid; None where there are labels only.
+        Reads the scan on the same voxels, with its true (repaired) geometry; None where there are labels only.
     """
 
     name: str
@@ -122,10 +122,10 @@ def _file_loader(path: Path, catalog: Catalog, spacing: SpacingFrom) -> LoadRefe
     def load() -> Reference:
         labels, geometry, spacing_mm = read_label_file(path)
         listed = catalog.lits.layout.parse(path.name)
-        if spacing == "catalog" and listed is not None and listed.kind == "label":
-            repair = catalog.lits.repair(listed.number)
-            if repair is not None and np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM):
-                spacing_mm = repair.spacing_mm
+        repair = catalog.lits.repair(listed.number) if listed is not None and listed.kind == "label" else None
+        if repair is not None and np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM):
+            geometry = repair.geometry(labels.shape)
+            spacing_mm = spacing_mm if spacing == "header" else repair.spacing_mm
         return Reference(labels, spacing_mm, geometry)
 
     return load
@@ -144,9 +144,9 @@ def _raw(case: Case, catalog: Catalog, spacing: SpacingFrom) -> ReferenceCase:
             raise SourceError("MASK_MISSING", f"{case.case_id}: has no labels to score against")
         return Reference(volume.label_map.labels, volume.geometry.spacing_mm, volume.geometry)
 
-    def image() -> npt.NDArray[np.int16]:
+    def image() -> Volume:
         try:
-            return read_case(replace(case, masks=()), catalog).volume.image.hu
+            return read_case(replace(case, masks=()), catalog).volume.image
         finally:
             close_archives()
 
@@ -183,4 +183,7 @@ def _stored(store: Store, case_id: str, patient: str) -> ReferenceCase:
         assert moved is not None
         return moved.labels
 
-    return ReferenceCase(case_id, patient, load, place, case.read_hu)
+    def image() -> Volume:
+        return Volume(case.read_hu(), case.geometry)
+
+    return ReferenceCase(case_id, patient, load, place, image)

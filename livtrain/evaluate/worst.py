@@ -50,15 +50,16 @@ def worst_cases(evaluation: Evaluation, pairs: Sequence[Pair], each: int) -> lis
 
 def _draw(pair: Pair, reason: str, label: Label) -> WorstCase:
     known = pair.reference.load()
-    turn, grid = canonical_axes(known.geometry)
-    spacing_mm = _turned(known.spacing_mm, turn.permutation_zyx)
+    scan = None if pair.reference.image is None else pair.reference.image()
+    # The scan's geometry is repaired, so that left is left also where the label file's header is known to be wrong.
+    turn, grid = canonical_axes(known.geometry if scan is None else scan.geometry)
     prediction = turn.apply(pair.reference.place(read_label_file(pair.prediction)[0]))
     reference = turn.apply(known.labels)
-    image = None if pair.reference.image is None else turn.apply(pair.reference.image())
+    image = None if scan is None else turn.apply(scan.hu)
     z, y = _planes(reference, prediction, label)
     panels = [
-        _panel(f"axial, slice {z} of {grid.shape_zyx[0]}", image, reference, prediction, spacing_mm, axis=0, at=z),
-        _panel(f"coronal, row {y} of {grid.shape_zyx[1]}", image, reference, prediction, spacing_mm, axis=1, at=y),
+        _panel(f"axial, slice {z} of {grid.shape_zyx[0]}", image, reference, prediction, grid.spacing_mm, axis=0, at=z),
+        _panel(f"coronal, row {y} of {grid.shape_zyx[1]}", image, reference, prediction, grid.spacing_mm, axis=1, at=y),
     ]
     shown = (
         f"window: level {WINDOW.center_hu:g}, width {WINDOW.width_hu:g} HU (abdominal soft tissue)"
@@ -67,11 +68,6 @@ def _draw(pair: Pair, reason: str, label: Label) -> WorstCase:
     )
     caption = f"{shown}; the slices in which reference and predicted {label.name.lower()} differ most"
     return WorstCase(pair.name, reason, caption, draw_gallery(panels))
-
-
-def _turned(spacing_mm: Triple, permutation: tuple[int, int, int]) -> Triple:
-    z, y, x = (spacing_mm[k] for k in permutation)
-    return z, y, x
 
 
 def _planes(reference: LabelArray, prediction: LabelArray, label: Label) -> tuple[int, int]:

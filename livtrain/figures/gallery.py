@@ -20,7 +20,10 @@ BAR_MM = 50.0
 MARGIN_MM = 25.0
 LEAST_MM = 160.0
 """Shown around the labels, and at least in all."""
-REFERENCE_STYLE, PREDICTED_STYLE = "solid", "dashed"
+REFERENCE_STYLE, PREDICTED_STYLE = "solid", (0.0, (3.0, 1.6))
+View = tuple[float, float, float, float]
+"""Lowest and highest row, lowest and highest column, in mm."""
+_HEIGHT = 4.1
 _PALE, _OUTLINE = "#f0f0f0", "black"
 
 
@@ -52,9 +55,12 @@ class Panel:
 
 def draw_gallery(panels: Sequence[Panel]) -> bytes:
     """Draw slices side by side as PNG, each with contours, letters, a scale bar of 5 cm and a legend below."""
-    figure = Figure(figsize=(4.6 * len(panels), 4.7), dpi=110, layout="constrained")
-    for position, panel in enumerate(panels):
-        _draw(figure.add_subplot(1, len(panels), position + 1), panel)
+    views = [_view(panel) for panel in panels]
+    shapes = [(high_x - low_x) / (high_y - low_y) for low_y, high_y, low_x, high_x in views]
+    figure = Figure(figsize=(_HEIGHT * sum(shapes) + 0.3, _HEIGHT + 0.85), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(1, len(panels), width_ratios=shapes)  # so that all are of one height
+    for position, (panel, view) in enumerate(zip(panels, views, strict=True)):
+        _draw(figure.add_subplot(grid[position]), panel, view)
     handles = [
         Line2D([], [], color=_color(label), linestyle=style, linewidth=1.8, label=f"{who} {label.name.lower()}")
         for who, style in (("reference", REFERENCE_STYLE), ("predicted", PREDICTED_STYLE))
@@ -66,7 +72,7 @@ def draw_gallery(panels: Sequence[Panel]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, view: View) -> None:
     rows_mm, columns_mm = panel.spacing_mm
     height, width = panel.reference.shape
     extent = (-columns_mm / 2, (width - 0.5) * columns_mm, (height - 0.5) * rows_mm, -rows_mm / 2)
@@ -78,10 +84,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
             mask = labels >= label
             if min(mask.shape) > 1 and mask.any() and not mask.all():
                 drawn = axes.contour(
-                    x_mm, y_mm, mask, levels=[0.5], colors=[_color(label)], linestyles=style, linewidths=1.5
+                    x_mm, y_mm, mask, levels=[0.5], colors=[_color(label)], linestyles=[style], linewidths=1.5
                 )
                 drawn.set_path_effects([patheffects.withStroke(linewidth=2.6, foreground=_OUTLINE, alpha=0.6)])
-    low_y, high_y, low_x, high_x = _view(panel)
+    low_y, high_y, low_x, high_x = view
     axes.set_xlim(low_x, high_x)
     axes.set_ylim(high_y, low_y)
     axes.set_facecolor("black")
@@ -93,7 +99,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     _scale_bar(axes, high_x - low_x)
 
 
-def _view(panel: Panel) -> tuple[float, float, float, float]:
+def _view(panel: Panel) -> View:
     """Rows and columns in mm to show: the labels with a margin, inside the image where it is large enough."""
     labelled = np.argwhere((panel.reference > 0) | (panel.prediction > 0))
     edges: list[float] = []

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from livprep.labels import LABEL_COLORS, Label
-from livtrain.metrics import CLASS_NAMES, Lesion, SizeClass
+from livtrain.metrics import Lesion, SizeClass
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def draw_detection(classes: Sequence[SizeClass], lesions: Sequence[Lesion]) -> b
     strip.minorticks_off()
     for limit in (10, 20):
         strip.axvline(limit, color=_GRAY, linewidth=0.8, linestyle="dotted")
-    strip.set_xlabel(f"diameter of the sphere of the same volume, mm (classes: {', '.join(CLASS_NAMES)})", fontsize=8)
+    strip.set_xlabel("diameter of the sphere of the same volume, mm", fontsize=8)
     strip.set_title("each reference lesion", fontsize=10)
     for axes in (bars, strip):
         _plain(axes)
