@@ -33,6 +33,14 @@ def test_the_ingest_benchmark_prints_a_line_a_case(tmp_path: Path) -> None:
     assert re.findall(r"^(\S+) .* published$", done.stdout, re.MULTILINE) == ["ircadb-01", "lits-000"]
 
 
+def test_the_metrics_benchmark_finds_equal_numbers(tmp_path: Path) -> None:
+    sizes = ("--size", "64", "--slices", "40", "--rounds", "1", "--markdown", str(tmp_path / "metrics.md"))
+    done = run(sys.executable, "-m", "benchmarks.bench_metrics", *sizes, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\| the (?:liver|whole case) .* × \|", done.stdout, re.MULTILINE)) == 2
+    assert "64 × 64 × 40" in (tmp_path / "metrics.md").read_text(encoding="utf-8")
+
+
 def test_the_demo_runs_from_phantoms_to_a_score_and_again(tmp_path: Path) -> None:
     """Two seconds of training show that every step fits the next; `make demo` trains long enough to be good."""
     folder = tmp_path / "a path with spaces"
