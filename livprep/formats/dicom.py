@@ -41,9 +41,12 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class MaskSeries:
-    """A checked series of a mask: `(z, y, x)` bool in the order of position along the normal."""
+    """A checked series of a mask, in the order of position along the normal.
 
-    values: npt.NDArray[np.bool_]
+    `filled` holds `(rows, columns)` bool of the slices that are not empty; most are.
+    """
+
+    filled: dict[int, npt.NDArray[np.bool_]]
     geometry: Geometry
 
 
@@ -85,18 +88,19 @@ def read_mask(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Mask
     slices, _ = _parse(reader, role, refs)
     geometry, _ = _order(role, slices)
     _check_memory(role, slices)
-    mask = np.zeros(geometry.shape_zyx, dtype=np.bool_)
-    for entry, inside in zip(slices, mask, strict=True):
+    filled = {}
+    for z, entry in enumerate(slices):
         values = entry.pixels.values()
         entry.pixels.release()
         if not values.any():
             continue
-        np.not_equal(values, 0, out=inside)
+        inside = values != 0
         odd = inside & (values != 1) & (values != 255)
         if odd.any():
             found = np.unique(values[odd])[:5].tolist()
             raise SourceError("MASK_VALUE", f"mask {role}: {entry} holds {found}, expected 0, 1 and 255")
-    return MaskSeries(mask, geometry)
+        filled[z] = inside
+    return MaskSeries(filled, geometry)
 
 
 def _parse(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> tuple[list[Slice], int]:

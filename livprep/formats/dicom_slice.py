@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, check_expansion, guarded, is_localizer
+from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, guarded, is_localizer
 from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
 from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
@@ -117,8 +117,7 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
         DICOM_…, SERIES_TAG, SERIES_FRAMES or PIXELDATA_BITS.
     """
     with guarded(ref):
-        check_expansion(ref, data)
-        elements = parse(data)
+        elements = parse(ref, data)
         dataset = elements.dataset
         frames = int(elements.get("NumberOfFrames") or 1)
         if frames > MAX_FRAMES:

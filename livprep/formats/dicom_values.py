@@ -18,7 +18,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
-from livprep.formats.dicom_header import DICOM_START_BYTES, is_dicom
+from livprep.cases import FileRef
+from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom
 
 _PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
 """Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
@@ -116,18 +117,20 @@ def file_meta(data: bytes) -> tuple[bytes, int]:
     return syntax, position
 
 
-def parse(data: bytes) -> Elements:
+def parse(ref: FileRef, data: bytes) -> Elements:
     """Parse a file's elements; pixel data that is not compressed stays in `data`.
 
     Raises
     ------
+    SourceError
+        DICOM_SYNTAX: a deflated data set beyond any slice.
     Exception
         Whatever pydicom raises on damaged bytes.
     """
     syntax, start = file_meta(data)
     implicit = _PLAIN.get(syntax)
     if implicit is None or not is_dicom(data):
-        return Elements(pydicom.dcmread(io.BytesIO(data)))
+        return _parse_by_pydicom(ref, data)
     stream = io.BytesIO(data)
     stream.seek(start)
     dataset = read_dataset(stream, implicit, True, defer_size=_LONG_BYTES)
@@ -139,8 +142,13 @@ def parse(data: bytes) -> Elements:
     elements = Elements(dataset, data)
     plain = elements.dataset.get_item(_PIXEL_DATA, keep_deferred=True)
     if plain is not None and plain.length == _UNDEFINED:  # not allowed here (PS3.5, A.4), but seen
-        return Elements(pydicom.dcmread(io.BytesIO(data)))
+        return _parse_by_pydicom(ref, data)
     return elements
+
+
+def _parse_by_pydicom(ref: FileRef, data: bytes) -> Elements:
+    check_expansion(ref, data)
+    return Elements(pydicom.dcmread(io.BytesIO(data)))
 
 
 @functools.cache

@@ -320,7 +320,7 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
         for plane in image.values:
             if plane.max() > top if top >= 0 else strange[plane].any():
                 _check_labels(ref, np.unique(plane).tolist(), allowed)
-        return image.values.astype(np.uint8)
+        return image.values.astype(np.uint8, copy=False)
     labels = np.empty(image.values.shape, dtype=np.uint8)
     for slab, scaled in _scaled(image):
         _check_labels(ref, np.unique(scaled).tolist(), allowed)

@@ -11,7 +11,7 @@ from livprep.cases import Case, FileRef, Note, Rejection, printable
 from livprep.catalog import Catalog, IrcadbCase, MaskRole
 from livprep.errors import SourceError
 from livprep.formats.archive import read_bytes
-from livprep.formats.dicom import Series, read_mask, read_series
+from livprep.formats.dicom import MaskSeries, Series, read_mask, read_series
 from livprep.formats.dicom_header import patient_number
 from livprep.formats.hashing import HashingReader
 from livprep.labels import Label
@@ -131,11 +131,10 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     roles = {name: catalog.ircadb.classify(name) for name, _ in case.masks}
     for name, refs in sorted(case.masks, key=lambda entry: roles[entry[0]] is not MaskRole.LIVER):  # liver first
         label = Label.LIVER if roles[name] is MaskRole.LIVER else Label.TUMOR
-        for inside, section in zip(_mask(case, name, refs, scan, listed, reader), labels, strict=True):
-            if inside.any():
-                if label is Label.TUMOR:
-                    outside += int(np.count_nonzero(section[inside] == Label.BACKGROUND))
-                section[inside] = label
+        for z, inside in _mask(case, name, refs, scan, listed, reader).filled.items():
+            if label is Label.TUMOR:
+                outside += int(np.count_nonzero(labels[z][inside] == Label.BACKGROUND))
+            labels[z][inside] = label
     if outside:
         notes.append(Note("MASK_OUTSIDE_LIVER", f"{case.case_id}: {outside} tumor voxels lie outside the liver mask"))
     if listed is not None:
@@ -157,26 +156,23 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
 
 def _mask(
     case: Case, name: str, refs: Sequence[FileRef], scan: Series, listed: IrcadbCase | None, reader: HashingReader
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+) -> MaskSeries:
     series = read_mask(reader, name, refs)
-    if series.values.shape != scan.hu.shape:
-        slices = len(series.values)
-        if (
-            listed is not None
-            and listed.slices == slices > len(scan.hu)
-            and series.values.shape[1:] == scan.hu.shape[1:]
-        ):
+    shape = series.geometry.shape_zyx
+    if shape != scan.hu.shape:
+        slices = shape[0]
+        if listed is not None and listed.slices == slices > len(scan.hu) and shape[1:] == scan.hu.shape[1:]:
             raise SourceError(
                 "SERIES_INCOMPLETE",
                 f"{case.case_id}: {len(scan.hu)} slices, expected {slices} as in mask {name} and the catalogue",
             )
         raise SourceError(
             "MASK_SHAPE",
-            f"{case.case_id}: mask {name} has {series.values.shape} voxels (zyx), the scan {scan.hu.shape}",
+            f"{case.case_id}: mask {name} has {shape} voxels (zyx), the scan {scan.hu.shape}",
         )
     if not np.allclose(series.geometry.affine_lps, scan.geometry.affine_lps, rtol=0, atol=POSITION_TOLERANCE_MM):
         raise SourceError("MASK_GEOMETRY", f"{case.case_id}: mask {name} lies elsewhere than the scan")
-    return series.values
+    return series
 
 
 def _compare(case: Case, listed: IrcadbCase, scan: Series) -> list[Note]:
