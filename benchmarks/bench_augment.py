@@ -24,6 +24,7 @@ import torch
 from benchmarks.machine import describe
 from livprep.windows import Window, WindowBank
 from livtrain.augment import Augmenter
+from livtrain.augment.geometry import largest_margin
 from livtrain.augment_config import AugmentSettings
 
 Shape = tuple[int, int, int]
@@ -45,12 +46,14 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def packed_volume(size: int) -> npt.NDArray[np.uint16]:
-    """A cube of soft tissue with noise and two labels, packed."""
+def packed_volume(patch: Shape) -> npt.NDArray[np.uint16]:
+    """Soft tissue with noise and two labels, packed; large enough for any margin of the patch."""
+    margin = largest_margin(AugmentSettings(preset="nnunet"), patch, SPACING_MM)
+    shape = [n + 2 * m for n, m in zip(patch, margin, strict=True)]
     rng = np.random.default_rng(0)
-    at = np.linspace(-1, 1, size, dtype=np.float32)
-    radius = np.sqrt(at[:, None, None] ** 2 + at[None, :, None] ** 2 + at[None, None, :] ** 2)
-    hu = 60 + 30 * np.sin(9 * radius) + 20 * rng.standard_normal((size,) * 3, dtype=np.float32)
+    z, y, x = (np.linspace(-1, 1, n, dtype=np.float32) ** 2 for n in shape)
+    radius = np.sqrt(z[:, None, None] + y[None, :, None] + x[None, None, :])
+    hu = 60 + 30 * np.sin(9 * radius) + 20 * rng.standard_normal(shape, dtype=np.float32)
     labels = (radius < 0.6).astype(np.uint16) + (radius < 0.2)
     packed: npt.NDArray[np.uint16] = (hu + 1024).astype(np.uint16) | (labels << 12)
     return packed
@@ -109,9 +112,8 @@ def theirs(volume: npt.NDArray[np.uint16], patch: Shape, batch: int = 2) -> Call
     first = get_patch_size(patch, (-angle, angle), (-angle, angle), (-angle, angle), (0.85, 1.25))
     if flat:
         first[0] = patch[0]
-    z, y, x = (min(int(n), size) for n, size in zip(first, volume.shape, strict=True))
     chain = nnUNetTrainer.get_training_transforms(patch, (-angle, angle), None, (0, 1, 2), flat)
-    region = cut(volume, (z, y, x), (0, 0, 0))
+    region = cut(volume, (int(first[0]), int(first[1]), int(first[2])), (0, 0, 0))
     image = torch.from_numpy((((region & 0xFFF).astype(np.float32) - 1024) - 99) / 39)[None]
     labels = torch.from_numpy((region >> 12).astype(np.int16))[None]
 
@@ -170,14 +172,13 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patch", type=int, nargs=3, default=(128, 128, 128))
-    parser.add_argument("--volume", type=int, default=400, help="voxels of the cube's edge")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     patch, device = tuple(options.patch), torch.device(options.device)
-    volume = packed_volume(options.volume)
+    volume = packed_volume(patch)
     print(describe("torch", "numpy", "numba"), f"; {options.threads} threads, {device}")
     if not options.parts:
         compare(volume, patch, options.patches, options.rounds, device)

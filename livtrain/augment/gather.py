@@ -63,7 +63,7 @@ def sample_packed(
     center = (np.array(packed_ZYX.shape) - 1) / 2
     origin = center - matrix @ ((np.array(marks_ZYX.shape) - 1) / 2)
     arguments = (
-        packed_ZYX.contiguous().numpy().reshape(-1),
+        packed_ZYX.view(torch.int16).contiguous().numpy().reshape(-1).view(np.uint16),  # torch copies no uint16
         np.array(packed_ZYX.shape, dtype=np.int64),
         matrix.astype(np.float32, order="C"),
         origin.astype(np.float32),

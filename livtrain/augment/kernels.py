@@ -106,6 +106,26 @@ def _within(packed: Any, plane: Any, line: Any, cz: Any, cy: Any, cx: Any) -> An
 
 
 @_compiled
+def _in_plane(packed: Any, start: Any, line: Any, cy: Any, cx: Any) -> Any:
+    """The same in the plane whose first voxel is `start`, where z is whole: four voxels decide."""
+    y, x = int32(cy), int32(cx)
+    fy, fx = cy - np.float32(y), cx - np.float32(x)
+    bits, one = np.uint16(0xFFF), uint32(1)
+    at = uint32(start + uint32(y) * line + uint32(x))
+    a = np.float32(packed[at] & bits)
+    a += fx * (np.float32(packed[uint32(at + one)] & bits) - a)
+    i = uint32(at + line)
+    b = np.float32(packed[i] & bits)
+    b += fx * (np.float32(packed[uint32(i + one)] & bits) - b)
+    half = np.float32(0.5)
+    if fy >= half:
+        at = i
+    if fx >= half:
+        at = uint32(at + one)
+    return a + fy * (b - a), packed[at] >> np.uint16(12)
+
+
+@_compiled
 def resample(
     packed: Any, shape: Any, matrix: Any, origin: Any, shift: Any, values: Any, labels: Any, first: int, stop: int
 ) -> None:
@@ -131,8 +151,17 @@ def resample(
             by = matrix[1, 0] * np.float32(z) + matrix[1, 1] * np.float32(y) + origin[1]
             bx = matrix[2, 0] * np.float32(z) + matrix[2, 1] * np.float32(y) + origin[2]
             row, marks = values[z, y], labels[z, y]
-            ends = _inside(shape, bz, by, bx) and _inside(shape, bz + mz * last, by + my * last, bx + mx * last)
-            if ends and not elastic:  # positions between the ends lie between theirs, rounding included
+            # a flat patch's rows stay in one plane, and so its last plane, which has none behind it, is inside too
+            level = mz == 0 and not elastic and 0 <= bz < np.float32(shape[0]) and bz == np.floor(bz)
+            z0 = np.float32(0) if level else bz
+            ends = _inside(shape, z0, by, bx) and _inside(shape, z0 + mz * last, by + my * last, bx + mx * last)
+            # positions between the ends lie between theirs, rounding included
+            if ends and level:
+                start = uint32(uint32(int32(bz)) * plane)
+                for x in range(width):
+                    k = np.float32(x)
+                    row[x], marks[x] = _in_plane(packed, start, line, by + my * k, bx + mx * k)
+            elif ends and not elastic:
                 for x in range(width):
                     k = np.float32(x)
                     row[x], marks[x] = _within(packed, plane, line, bz + mz * k, by + my * k, bx + mx * k)

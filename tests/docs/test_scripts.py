@@ -75,7 +75,7 @@ def test_the_benchmark_of_series_faults_counts_ten_of_ten(tmp_path: Path) -> Non
 
 
 def test_the_benchmark_of_augmentation_prints_its_tables(tmp_path: Path) -> None:
-    small = ["-m", "benchmarks.bench_augment", "--patches", "2", "--patch", "16", "16", "16", "--volume", "48"]
+    small = ["-m", "benchmarks.bench_augment", "--patches", "2", "--patch", "16", "16", "16"]
     done = run(sys.executable, *small, "--rounds", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| ours \| 16x16x16 \| 2 \| \d", done.stdout, re.MULTILINE), done.stdout

@@ -128,6 +128,18 @@ def test_the_number_of_threads_changes_no_position() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_patches_may_be_views() -> None:
+    """Every second voxel of a larger array, turned, mirrored or as it is."""
+    whole = packed((SHAPE[0], 2 * SHAPE[1], SHAPE[2]))
+    for settings in (only(rotation=1), only(flip_x=True), only()):
+        made = augmenter(settings)
+        view = whole[:, ::2]
+        copy = torch.from_numpy(view.numpy().copy())
+        one, other = (made.from_packed([p], counters=[1], spacing_mm=[SPACING]) for p in (view, copy))
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
 def test_values_stay_in_range_and_labels_stay_labels() -> None:
     image, labels = run(augmenter(only(**EVERYTHING)), range(12))
     assert image.min() >= 0

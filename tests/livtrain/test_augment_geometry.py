@@ -63,14 +63,24 @@ def test_quarter_turns_are_those_of_numpy(axis: int, quarters: int) -> None:
         np.testing.assert_array_equal(marks, np.rot90(labels, quarters, plane))
 
 
-@given(st.integers(0, 10_000), st.tuples(*[st.integers(3, 12)] * 3), st.tuples(*[st.integers(0, 5)] * 3), st.booleans())
-@examples(max_examples=40)
-def test_positions_and_interpolation_are_those_of_scipy(seed: int, patch: Shape, margin: Shape, elastic: bool) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.tuples(*[st.integers(3, 12)] * 3),
+    st.tuples(*[st.integers(0, 5)] * 3),
+    st.booleans(),
+    st.sampled_from([None, 1, -1]),
+)
+@examples(max_examples=60)
+def test_positions_and_interpolation_are_those_of_scipy(
+    seed: int, patch: Shape, margin: Shape, elastic: bool, in_plane: int | None
+) -> None:
     """scipy's grid-constant interpolates towards the padding, as zeros do in grid_sample."""
     rng = np.random.default_rng(seed)
     region = (patch[0] + 2 * margin[0], patch[1] + 2 * margin[1], patch[2] + 2 * margin[2])
     values, labels = smooth(region, seed, 0.5), rng.integers(0, 4, region)
     matrix = np.eye(3) + rng.uniform(-0.6, 0.6, (3, 3))
+    if in_plane is not None:  # as in flat patches, mirrored along z or not
+        matrix[0], matrix[1:, 0] = (in_plane, 0, 0), 0
     shift = torch.from_numpy(rng.uniform(-2, 2, (3, *patch)).astype(np.float32)) if elastic else None
     at = np.indices(patch).reshape(3, -1) - (np.array(patch)[:, None] - 1) / 2
     source = matrix @ at + (np.array(region)[:, None] - 1) / 2
