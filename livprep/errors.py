@@ -143,6 +143,11 @@ CODES: dict[str, CodeInfo] = {
         _CASE,
     ),
     "CASE_DUPLICATE": CodeInfo("The same case was found in two places.", "Remove one copy.", _CASE),
+    "CASE_TOO_LARGE": CodeInfo(
+        "The case needs more memory at the wanted spacing than this machine or its container has.",
+        "Choose a coarser --spacing, or run it on a larger machine.",
+        _CASE,
+    ),
     "SOURCE_TWICE": CodeInfo("The same files lie zipped and loose; the loose ones are used.", "Nothing to do.", 0),
     "REPAIRED": CodeInfo("The header is known to be wrong and was repaired from the catalogue.", "Nothing to do.", 0),
     "SOURCE_CHANGED": CodeInfo(
@@ -309,6 +314,18 @@ CODES: dict[str, CodeInfo] = {
     ),
     "SERIES_RESCALE_VARIES": CodeInfo(
         "Slope or intercept differ between slices; each slice is rescaled by its own.", "Nothing to do.", 0
+    ),
+    "SERIES_RESCALE_TYPE": CodeInfo(
+        "RescaleType says that the values are another quantity than HU (effective atomic number, electron density, "
+        "mg/ml and the like).",
+        "Export the series of HU instead.",
+        _CASE,
+    ),
+    "SERIES_RESCALE_UNIT": CodeInfo(
+        "RescaleType leaves the unit open (US), or the values are modified HU (HU_MOD, virtual monoenergetic images); "
+        "they are taken as HU.",
+        "Look at what `livprep info CASE` says of air and liver.",
+        0,
     ),
     "SERIES_NUMBERING": CodeInfo(
         "InstanceNumber does not follow the slices, whose positions are even.", "Nothing to do.", 0

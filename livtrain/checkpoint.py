@@ -48,7 +48,13 @@ class Checkpoint:
     step
         Optimizer steps done. The next patch has the counter `step * settings.batch`.
     optimizer_state
-        `state_dict` of the optimizer. The learning rate is a function of the step and has no state.
+        `state_dict` of the optimizer. The learning rate is a function of the step and of `schedule_state`.
+    schedule_state
+        What a plateau has seen so far.
+    scaler_state
+        Scale of the loss in fp16; empty otherwise.
+    ema_state
+        Averaged weights by name; empty where none are kept.
     rng
         Generator states: `cpu`, and `cuda` where it was used.
     progress
@@ -68,6 +74,14 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     cases: dict[str, list[str]] = field(default_factory=dict)
     store_digest: str = ""
+    schedule_state: dict[str, Any] = field(default_factory=dict)
+    scaler_state: dict[str, Any] = field(default_factory=dict)
+    ema_state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to predict with: averaged ones where the run kept them."""
+        return self.ema_state or self.network_state
 
     def save(self, path: Path) -> None:
         """Write the checkpoint by rename; the old file stays whole until then.
@@ -90,6 +104,9 @@ class Checkpoint:
                 "progress": self.progress,
                 "cases": self.cases,
                 "store_digest": self.store_digest,
+                "schedule_state": self.schedule_state,
+                "scaler_state": self.scaler_state,
+                "ema_state": self.ema_state,
             },
             buffer,
         )
@@ -172,6 +189,10 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         progress=content["progress"],
         cases=content["cases"],
         store_digest=content["store_digest"],
+        # files of before these were kept have none
+        schedule_state=content.get("schedule_state", {}),
+        scaler_state=content.get("scaler_state", {}),
+        ema_state=content.get("ema_state", {}),
     )
 
 

@@ -11,9 +11,7 @@ import click
 from livcli.options import output_options, say, store_option
 
 if TYPE_CHECKING:
-    from livtrain.evaluate import Evaluation
-
-_COLUMNS = ("dice", "assd", "hd95", "surface_dice")
+    from livtrain.evaluate import CaseScores
 
 
 @click.command(
@@ -53,6 +51,26 @@ _COLUMNS = ("dice", "assd", "hd95", "surface_dice")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Catalogue to use instead of the built-in one.",
 )
+@click.option(
+    "--tolerance-mm",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Distance at which a surface counts as met, for the surface Dice.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write one page with tables, charts and the worst cases: an .html file, or a folder for report.html.",
+)
+@click.option("--worst", type=click.IntRange(min=0), default=3, show_default=True, help="Worst cases in the report.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Also rates, lesions by size and bootstrap intervals (with --json: under `details`).",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap over patients.")
 @output_options
 def evaluate(
     more: tuple[Path, ...],
@@ -62,6 +80,11 @@ def evaluate(
     against: Path | None,
     spacing: Any,
     catalog: Path | None,
+    tolerance_mm: float,
+    report: Path | None,
+    worst: int,
+    everything: bool,
+    seed: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -69,76 +92,43 @@ def evaluate(
 
     With --json, one object with `cases`, `lits` (the challenge's names) and `nnunet`; undefined numbers are null.
     """
+    from livcli.livtrain_tables import print_details, print_differences, print_evaluation
     from livprep.catalog import load_catalog
     from livprep.sources import catalog_beside
-    from livtrain.evaluate import compare, evaluate_folder
+    from livtrain.evaluate import compare, evaluate_pairs, pair_folder
 
     if more and not references:
         raise click.UsageError(f"{more[0]}: references follow -r")
     references += more
     facts = load_catalog(catalog or catalog_beside(references))
+
+    def told(case: CaseScores) -> None:
+        say(quiet, f"{case.case}: liver Dice {case.liver.dice:.3f}")
+
     scored, *other = (
-        evaluate_folder(
-            folder,
-            references,
-            store,
-            catalog=facts,
-            spacing=spacing,
-            progress=lambda case: say(quiet, f"{case.case}: liver Dice {case.liver.dice:.3f}"),
+        (evaluate_pairs(pairs, grid, tolerance_mm=tolerance_mm, progress=told), pairs)
+        for pairs, grid in (
+            pair_folder(folder, references, store, catalog=facts, spacing=spacing)
+            for folder in (predictions, against)
+            if folder is not None
         )
-        for folder in (predictions, against)
-        if folder is not None
     )
-    differences = compare(scored, other[0]) if other else {}
-    say(quiet, f"scored on {scored.grid}")
+    evaluation, pairs = scored
+    differences = compare(evaluation, other[0][0], seed) if other else {}
+    say(quiet, f"scored on {evaluation.grid}")
+    if report is not None:
+        from livtrain.evaluate.report import write_report
+
+        named = "" if against is None else against.name
+        path = write_report(report, evaluation, pairs, differences=differences, other=named, worst=worst, seed=seed)
+        say(quiet, f"report: {path}")
     if as_json:
-        extra = {"against": {name: entry.as_json() for name, entry in differences.items()}} if differences else {}
-        click.echo(json.dumps({**scored.as_json(), **extra}, allow_nan=False))
+        extra: dict[str, Any] = {"details": evaluation.details(seed)} if everything else {}
+        if differences:
+            extra["against"] = {name: entry.as_json() for name, entry in differences.items()}
+        click.echo(json.dumps({**evaluation.as_json(), **extra}, allow_nan=False))
         return
-    _print(scored)
-    for name, entry in differences.items():
-        click.echo(
-            f"{name} against {against}: mean {entry.mean:+.4f}, median {entry.median:+.4f}, better in {entry.better} "
-            f"and worse in {entry.worse} of {entry.cases} cases, Wilcoxon p = {entry.p_value:.3g}"
-        )
-
-
-def _print(evaluation: Evaluation) -> None:
-    """Tables for a person: a row for each case and structure, then the data set's numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    longest = max(len(case.case) for case in evaluation.cases)
-    console = Console(highlight=False, width=100 + longest)  # a narrow terminal wraps lines; nothing is cut off
-    cases = Table(box=box.SIMPLE, title="Cases (distances in mm, volumes in ml, – where undefined)")
-    for name in ("case", ""):
-        cases.add_column(name, no_wrap=True)
-    for name in (*_COLUMNS, "ml", "ref ml", "tp/fp/fn"):
-        cases.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for case in evaluation.cases:
-        entry = case.as_json()
-        lesions = "/".join(str(n) for n in entry["lesions"].values())
-        for organ in ("liver", "tumor"):
-            volumes = [f"{entry['volume_ml'][key]:.1f}" for key in (organ, f"{organ}_ref")]
-            scores = [_text(entry[organ][name], 3) for name in _COLUMNS]
-            cases.add_row(case.case, organ, *scores, *volumes, lesions if organ == "tumor" else "")
-    console.print(cases)
-    numbers = Table("", "liver", "lesion", box=box.SIMPLE, title="Data set: LiTS challenge")
-    found = evaluation.as_json()
-    lits = found["lits"]
-    names = [name.partition("_") for name in lits if name.startswith(("liver_", "lesion_"))]
-    for name in dict.fromkeys(part[2] for part in names):
-        numbers.add_row(
-            name, *(_text(lits[f"{o}_{name}"]) if f"{o}_{name}" in lits else "" for o in ("liver", "lesion"))
-        )
-    for name in ("RMSE_Tumorburden", "MAXERROR_Tumorburden"):
-        numbers.add_row(name, "", _text(lits[name]))
-    numbers.add_section()
-    numbers.add_row("nnU-Net dice", _text(found["nnunet"]["liver_dice"]), _text(found["nnunet"]["tumor_dice"]))
-    console.print(numbers)
-    console.print("lesion dice ... msd: over detected lesions; nnU-Net dice: over cases where either side has any.")
-
-
-def _text(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    print_evaluation(evaluation)
+    if everything:
+        print_details(evaluation, seed)
+    print_differences(differences, str(against))

@@ -19,6 +19,7 @@ from livprep.formats.dicom_checks import (
     AIR_HU,
     check_complete,
     check_rescale,
+    check_rescale_type,
     check_uniform,
     header_notes,
     slice_distance,
@@ -83,6 +84,7 @@ def read_mask(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Mask
     """
     slices, _ = _parse(reader, role, refs)
     geometry, _ = _order(role, slices)
+    _check_memory(role, slices)
     mask = np.zeros(geometry.shape_zyx, dtype=np.bool_)
     for entry, inside in zip(slices, mask, strict=True):
         values = entry.pixels.values()
@@ -112,6 +114,7 @@ def _parse(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> tuple[l
 def assemble(role: str, slices: list[Slice]) -> Series:
     """Check that slices form one series, decode and stack them along the normal; empties `slices`."""
     geometry, notes = _order(role, slices)
+    _check_memory(role, slices)
     hu, padding = _decode(role, slices)
     notes += [*check_rescale(role, slices, hu), *padding]
     slices.clear()
@@ -135,8 +138,7 @@ def _order(role: str, slices: list[Slice]) -> tuple[Geometry, list[Note]]:
         geometry = Geometry.from_affine_lps(affine, (len(slices), *first.pixels.shape))
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
-    notes = [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
-    _check_memory(role, slices)
+    notes = [*header_notes(role, slices, dz), *check_rescale_type(role, slices), *check_complete(role, slices, dz)]
     return geometry, notes
 
 

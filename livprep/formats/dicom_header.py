@@ -61,29 +61,11 @@ def is_localizer(image_type: Any) -> bool:
     return any(str(value).strip().upper() in ("LOCALIZER", "SCOUT") for value in values)
 
 
-def file_meta(data: bytes) -> tuple[bytes, int]:
-    """Transfer syntax of a file, and where its data set begins.
-
-    The file meta information is walked by hand (PS3.10, 7.1: explicit VR little endian).
-    """
-    position, syntax = DICOM_START_BYTES, b""
-    while data[position : position + 2] == b"\2\0":
-        tag, vr = data[position + 2 : position + 4], data[position + 4 : position + 6]
-        start, size = (
-            (12, data[position + 8 : position + 12]) if vr in _LONG_FORM else (8, data[position + 6 : position + 8])
-        )
-        value = slice(position + start, position + start + int.from_bytes(size, "little"))
-        if tag == b"\x10\0":
-            syntax = data[value].strip(b"\0 ")
-        position = value.stop
-    return syntax, position
-
-
 def check_expansion(ref: FileRef, data: bytes) -> None:
     """Refuse a deflated data set that inflates beyond any slice, before it fills the memory (PS3.5, A.5).
 
-    pydicom inflates as soon as it has read the file meta information, so that is read here first, and by its own
-    functions: the walk above could find another syntax in a hostile file, or another begin.
+    pydicom inflates as soon as it has read the file meta information (PS3.10, 7.1), so that is read here first, and
+    by its own functions: another reader of ours could find another syntax in a hostile file, or another begin.
     """
     if _DEFLATED.encode() not in data:
         return

@@ -29,6 +29,7 @@ _MACROS = {
     "SpacingBetweenSlices": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
     "FrameType": "CTImageFrameTypeSequence",
 }
 """Where an enhanced object keeps what a plain slice has at its top (PS3.3, C.7.6.16.2)."""
@@ -36,7 +37,10 @@ _MACROS = {
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated."""
+    """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated.
+
+    `images` counts those of the slice's acquisition, `series_images` those of the series.
+    """
 
     ref: FileRef
     frame: int | None
@@ -53,6 +57,8 @@ class Slice:
     acquisition: str
     instance: int | None
     images: int | None
+    series_images: int | None
+    rescale_type: str
     pixels: StoredPixels
 
     @property
@@ -153,7 +159,6 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         raise SourceError("SERIES_TAG", f"{ref}: RescaleSlope is 0, expected HU per stored value")
     rescale = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
     grouped = bool(header.groups)
-    images = header.count("ImagesInAcquisition")
     return Slice(
         ref=ref,
         frame=frame if grouped else None,
@@ -169,6 +174,8 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         modality=header.text("Modality"),
         acquisition=header.text("AcquisitionNumber"),
         instance=None if grouped else header.count("InstanceNumber"),
-        images=None if grouped else images or header.count("NumberOfSeriesRelatedInstances"),
+        images=None if grouped else header.count("ImagesInAcquisition"),
+        series_images=None if grouped else header.count("NumberOfSeriesRelatedInstances"),
+        rescale_type=header.text("RescaleType").strip().upper(),
         pixels=describe_pixels(ref, header.elements, frame, frames, rescale),
     )

@@ -197,6 +197,27 @@ def _fill(ref: FileRef, layout: _Layout, start: bytes, pieces: Iterator[bytes]) 
     return content
 
 
+def stated_grid(ref: FileRef, start: bytes) -> Geometry:
+    """The grid that the header in the first bytes of a .nii or .nii.gz states; no check beyond what it needs.
+
+    Raises
+    ------
+    SourceError
+        GZIP_CORRUPT, NIFTI_HEADER or NIFTI_AFFINE.
+    """
+    if start[:2] == b"\x1f\x8b":
+        try:
+            start = bytes(isal_zlib.decompressobj(wbits=31).decompress(start, 544))
+        except _GzipError as error:
+            raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
+    header = _header(ref, start[:544])
+    x, y, z = (max(1, int(n)) if k < int(header["dim"][0]) else 1 for k, n in enumerate(header["dim"][1:4]))
+    try:
+        return Geometry.from_affine_ras(_affine(ref, header)[0], (z, y, x))
+    except GeometryError as error:
+        raise SourceError("NIFTI_AFFINE", f"{ref}: {error.message}") from error
+
+
 def _header(ref: FileRef, data: bytes) -> nib.Nifti1Header:
     kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     orders: tuple[tuple[Literal["little", "big"], str], ...] = (("little", "<"), ("big", ">"))
@@ -269,7 +290,9 @@ def to_hu(ref: FileRef, image: Nifti) -> npt.NDArray[np.int16]:
 def _check_hu(ref: FileRef, values: npt.NDArray[np.generic]) -> None:
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= -32768 and high <= 32767):
-        raise SourceError("HU_RANGE", f"{ref}: values {low} to {high}, expected finite HU within int16")
+        odd = int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+        text = f"values {low} to {high}, {odd} of {values.size} not finite, expected finite HU within int16"
+        raise SourceError("HU_RANGE", f"{ref}: {text}")
 
 
 def _scaled(image: Nifti) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
@@ -294,9 +317,9 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
         strange = np.ones(256, dtype=bool)
         strange[list(allowed)] = False
         top = max(allowed) if set(allowed) == set(range(max(allowed) + 1)) else -1  # then the largest value decides
-        for section in image.values:  # slice by slice: only what holds something unexpected is looked at closely
-            if section.max() > top if top >= 0 else strange[section].any():
-                _check_labels(ref, np.unique(section).tolist(), allowed)
+        for plane in image.values:
+            if plane.max() > top if top >= 0 else strange[plane].any():
+                _check_labels(ref, np.unique(plane).tolist(), allowed)
         return image.values.astype(np.uint8)
     labels = np.empty(image.values.shape, dtype=np.uint8)
     for slab, scaled in _scaled(image):

@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from livprep.catalog import Catalog, load_catalog
-from livprep.errors import GeometryError
-from livprep.geometry import Triple
-from livprep.labels import Label, LabelArray
 from livprep.store import open_store
 from livtrain.evaluate.pairing import by_case, check_pairs, nifti_files
 from livtrain.evaluate.references import ReferenceCase, SpacingFrom, from_paths, from_store, read_label_file
-from livtrain.metrics import LitsCase, MaskScores, lits_case, lits_summary, score_masks
+from livtrain.evaluate.scoring import CaseScores, finite, score_case
+from livtrain.evaluate.summary import INTERVALS, interval_of
+from livtrain.metrics import SURFACE_TOLERANCE_MM, Interval, SizeClass, detection_by_size, lits_summary
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """Scores of one case.
-
-    Parameters
-    ----------
-    liver, tumor
-        Scores of label >= 1 and of label 2.
-    lits
-        What the challenge's scorer keeps of the case; its `detection` gives the lesions.
-    volume_ml
-        `liver` (label >= 1) and `tumor` of the prediction, `liver_ref` and `tumor_ref` of the reference.
-    """
-
-    case: str
-    liver: MaskScores
-    tumor: MaskScores
-    lits: LitsCase
-    volume_ml: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry of `cases` that commands.md describes; undefined numbers are None."""
-        found = self.lits.detection
-        return {
-            "case": self.case,
-            "liver": _finite(self.liver.as_dict()),
-            "tumor": _finite(self.tumor.as_dict()),
-            "lesions": {"tp": found.tp, "fp": found.fp, "fn": found.fn},
-            "volume_ml": _finite(self.volume_ml),
-        }
 
 
 @dataclass(frozen=True)
@@ -61,6 +26,7 @@ class Evaluation:
 
     cases: tuple[CaseScores, ...]
     grid: str
+    tolerance_mm: float = SURFACE_TOLERANCE_MM
 
     @property
     def lits(self) -> dict[str, float]:
@@ -75,44 +41,114 @@ class Evaluation:
             "tumor_dice": _nan_mean([case.tumor.dice for case in self.cases]),
         }
 
+    @property
+    def nnunet_liver_only(self) -> float:
+        """nnU-Net's mean Dice of label 1 alone, as without regions."""
+        return _nan_mean([case.liver_only_dice for case in self.cases])
+
+    @property
+    def by_size(self) -> tuple[SizeClass, ...]:
+        """Lesion detection by size."""
+        return detection_by_size([case.lesions for case in self.cases])
+
+    def intervals(self, seed: int = 0) -> dict[str, Interval]:
+        """Bootstrap intervals by the names of `INTERVALS`."""
+        return {name: interval_of(name, self.cases, seed) for name in INTERVALS}
+
     def as_json(self) -> dict[str, Any]:
         """The object of `evaluate --json`; undefined numbers are None."""
         return {
             "cases": [case.as_json() for case in self.cases],
-            "lits": _finite(self.lits),
-            "nnunet": _finite(self.nnunet),
+            "lits": finite(self.lits),
+            "nnunet": finite(self.nnunet),
+        }
+
+    def details(self, seed: int = 0) -> dict[str, Any]:
+        """What `evaluate --json --all` says besides; undefined numbers are None."""
+        sizes = [
+            {
+                **finite({key: value for key, value in asdict(entry).items() if key != "name"}),
+                **finite({key: getattr(entry, key) for key in _POOLED}),
+                "name": entry.name,
+            }
+            for entry in self.by_size
+        ]
+        return {
+            "surface_tolerance_mm": self.tolerance_mm,
+            **finite({"nnunet_liver_only_dice": self.nnunet_liver_only}),
+            "intervals": {name: finite(asdict(entry)) for name, entry in self.intervals(seed).items()},
+            "lesions_by_size": sizes,
+            "cases": [case.details() for case in self.cases],
         }
 
 
-def score_case(case: str, prediction: LabelArray, reference: LabelArray, spacing_mm: Triple) -> CaseScores:
-    """Score one case.
+_POOLED = ("sensitivity", "sensitivity_matched", "precision", "precision_matched")
 
-    Parameters
-    ----------
-    prediction, reference
-        Labels `(z, y, x)` of one grid.
-    spacing_mm
-        Spacing zyx in mm.
 
-    Raises
-    ------
-    GeometryError
-        The shapes differ.
-    """
-    if prediction.shape != reference.shape:
-        raise GeometryError(
-            f"{case}: prediction of {prediction.shape} voxels (zyx), reference of {reference.shape}: expected equal"
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A prediction's file and its reference, both read when needed."""
+
+    name: str
+    prediction: Path
+    reference: ReferenceCase
+
+    def score(self, tolerance_mm: float = SURFACE_TOLERANCE_MM) -> CaseScores:
+        """Read both and score them; raises what reading raises, and GeometryError where the shapes differ."""
+        labels, _, _ = read_label_file(self.prediction)
+        known = self.reference.load()
+        return score_case(
+            self.name,
+            self.reference.place(labels),
+            known.labels,
+            known.spacing_mm,
+            patient=self.reference.patient,
+            tolerance_mm=tolerance_mm,
         )
-    liver = score_masks(prediction >= Label.LIVER, reference >= Label.LIVER, spacing_mm)
-    tumor = score_masks(prediction == Label.TUMOR, reference == Label.TUMOR, spacing_mm)
-    voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    volumes = {
-        "liver": int(np.count_nonzero(prediction >= Label.LIVER)) * voxel_ml,
-        "tumor": int(np.count_nonzero(prediction == Label.TUMOR)) * voxel_ml,
-        "liver_ref": int(np.count_nonzero(reference >= Label.LIVER)) * voxel_ml,
-        "tumor_ref": int(np.count_nonzero(reference == Label.TUMOR)) * voxel_ml,
-    }
-    return CaseScores(case, liver, tumor, lits_case(prediction, reference, spacing_mm, liver), volumes)
+
+
+def pair_folder(
+    predictions: Path,
+    references: Sequence[Path] | None = None,
+    store: Path | None = None,
+    *,
+    catalog: Catalog | None = None,
+    spacing: SpacingFrom = "header",
+) -> tuple[list[Pair], str]:
+    """Pair every prediction of a folder with its reference; see `evaluate_folder`.
+
+    Returns
+    -------
+    The pairs by case, and on whose grid they are scored.
+    """
+    catalog = catalog or load_catalog()
+    found = by_case(((path.name, path) for path in nifti_files(predictions)), catalog, "predictions")
+    if references:
+        cases = from_paths(references, catalog, spacing)
+        grid = "the references' own grid"
+    else:
+        opened = open_store(store or Path())
+        cases = from_store(opened)
+        grid = f"the grid of the store {opened.path}"
+    known: dict[str, ReferenceCase] = by_case(((case.name, case) for case in cases), catalog, "references")
+    names = check_pairs(found, list(known), all_references=bool(references))
+    return [Pair(name, found[name], known[name]) for name in names], grid
+
+
+def evaluate_pairs(
+    pairs: Iterable[Pair],
+    grid: str,
+    *,
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
+    progress: Callable[[CaseScores], None] | None = None,
+) -> Evaluation:
+    """Score pairs one after the other; `progress` is called with each case's scores."""
+    scores = []
+    for pair in pairs:
+        scores.append(pair.score(tolerance_mm))
+        if progress is not None:
+            progress(scores[-1])
+    return Evaluation(tuple(scores), grid, tolerance_mm)
 
 
 def evaluate_folder(
@@ -122,6 +158,7 @@ def evaluate_folder(
     *,
     catalog: Catalog | None = None,
     spacing: SpacingFrom = "header",
+    tolerance_mm: float = SURFACE_TOLERANCE_MM,
     progress: Callable[[CaseScores], None] | None = None,
 ) -> Evaluation:
     """Score every prediction of a folder.
@@ -140,6 +177,8 @@ def evaluate_folder(
     spacing
         Distances and volumes from the reference's header, as in the challenge, or repaired (`catalog`). A store's
         grid has one spacing, the repaired one.
+    tolerance_mm
+        Of the surface Dice.
     progress
         Called with each case's scores.
 
@@ -150,31 +189,10 @@ def evaluate_folder(
     SourceError, GeometryError, StoreError
         A file cannot be read, the grids differ, or there is no store.
     """
-    catalog = catalog or load_catalog()
-    found = by_case(((path.name, path) for path in nifti_files(predictions)), catalog, "predictions")
-    if references:
-        cases = from_paths(references, catalog, spacing)
-        grid = "the references' own grid"
-    else:
-        opened = open_store(store or Path())
-        cases = from_store(opened)
-        grid = f"the grid of the store {opened.path}"
-    known: dict[str, ReferenceCase] = by_case(((case.name, case) for case in cases), catalog, "references")
-    scores = []
-    for name in check_pairs(found, list(known), all_references=bool(references)):
-        labels, _, _ = read_label_file(found[name])
-        reference = known[name].load()
-        scored = score_case(name, known[name].place(labels), reference.labels, reference.spacing_mm)
-        if progress is not None:
-            progress(scored)
-        scores.append(scored)
-    return Evaluation(tuple(scores), grid)
+    pairs, grid = pair_folder(predictions, references, store, catalog=catalog, spacing=spacing)
+    return evaluate_pairs(pairs, grid, tolerance_mm=tolerance_mm, progress=progress)
 
 
 def _nan_mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}

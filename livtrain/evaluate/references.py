@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +19,10 @@ from livprep.geometry import Geometry, Triple
 from livprep.labels import Label, LabelArray
 from livprep.prepare import prepare
 from livprep.sources import discover, read_case
+from livprep.splits import join_patients
 from livprep.store import Store
 from livprep.volume import LabelledVolume, LabelMap, Volume
-from livtrain.evaluate.pairing import nifti_files
+from livtrain.evaluate.pairing import case_key, nifti_files
 
 SpacingFrom = Literal["header", "catalog"]
 IDENTITY_TOLERANCE_MM = 1e-3
@@ -31,24 +32,36 @@ _ALLOWED = tuple(int(label) for label in Label)
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Labels `(z, y, x)` to score against, and the spacing (zyx, mm) to measure with."""
+    """Labels `(z, y, x)` to score against, the spacing (zyx, mm) to measure with, and where the voxels lie."""
 
     labels: LabelArray
     spacing_mm: Triple
+    geometry: Geometry
 
 
 LoadReference = Callable[[], Reference]
+LoadImage = Callable[[], Volume]
 Place = Callable[[LabelArray], LabelArray]
 """Brings a prediction's voxels onto the reference's grid."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceCase:
-    """A reference that is read when it is needed."""
+    """A reference that is read when it is needed.
+
+    Parameters
+    ----------
+    patient
+        Whom the scan shows, as the catalogue or the store knows; else the case.
+    image
+        Reads the scan on the same voxels, with its true (repaired) geometry; None where there are labels only.
+    """
 
     name: str
+    patient: str
     load: LoadReference
     place: Place
+    image: LoadImage | None = None
 
 
 def read_label_file(path: Path | FileRef) -> tuple[LabelArray, Geometry, Triple]:
@@ -87,7 +100,7 @@ def from_paths(paths: Sequence[Path], catalog: Catalog, spacing: SpacingFrom) ->
         files = [file for file in nifti_files(path) if not _is_scan(file.name, catalog)]
         if not files:
             raise SourceError("NOTHING_FOUND", f"{path}: holds no case of a known data set and no label NIfTI")
-        found.extend(ReferenceCase(file.name, _file_loader(file, catalog, spacing), _same) for file in files)
+        found.extend(_file(file, catalog, spacing) for file in files)
     return found
 
 
@@ -100,15 +113,20 @@ def _same(labels: LabelArray) -> LabelArray:
     return labels
 
 
+def _file(path: Path, catalog: Catalog, spacing: SpacingFrom) -> ReferenceCase:
+    patient = catalog.patient_of(case_key(path.name, catalog))
+    return ReferenceCase(path.name, patient, _file_loader(path, catalog, spacing), _same)
+
+
 def _file_loader(path: Path, catalog: Catalog, spacing: SpacingFrom) -> LoadReference:
     def load() -> Reference:
         labels, geometry, spacing_mm = read_label_file(path)
         listed = catalog.lits.layout.parse(path.name)
-        if spacing == "catalog" and listed is not None and listed.kind == "label":
-            repair = catalog.lits.repair(listed.number)
-            if repair is not None and np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM):
-                spacing_mm = repair.spacing_mm
-        return Reference(labels, spacing_mm)
+        repair = catalog.lits.repair(listed.number) if listed is not None and listed.kind == "label" else None
+        if repair is not None and np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM):
+            geometry = repair.geometry(labels.shape)
+            spacing_mm = spacing_mm if spacing == "header" else repair.spacing_mm
+        return Reference(labels, spacing_mm, geometry)
 
     return load
 
@@ -117,28 +135,42 @@ def _raw(case: Case, catalog: Catalog, spacing: SpacingFrom) -> ReferenceCase:
     def load() -> Reference:
         try:
             if case.dataset == "lits" and spacing == "header":  # the challenge takes the label's header
-                labels, _, spacing_mm = read_label_file(case.masks[0][1][0])
-                return Reference(labels, spacing_mm)
+                labels, geometry, spacing_mm = read_label_file(case.masks[0][1][0])
+                return Reference(labels, spacing_mm, geometry)
             volume = read_case(case, catalog).volume
         finally:
             close_archives()
         if volume.label_map is None:
             raise SourceError("MASK_MISSING", f"{case.case_id}: has no labels to score against")
-        return Reference(volume.label_map.labels, volume.geometry.spacing_mm)
+        return Reference(volume.label_map.labels, volume.geometry.spacing_mm, volume.geometry)
 
-    return ReferenceCase(case.case_id, load, _same)
+    def image() -> Volume:
+        try:
+            return read_case(replace(case, masks=()), catalog).volume.image
+        finally:
+            close_archives()
+
+    return ReferenceCase(case.case_id, catalog.patient_of(case.case_id), load, _same, image)
 
 
 def from_store(store: Store) -> list[ReferenceCase]:
-    """The store's labelled cases on its own grid; predictions on the source grid are brought there by `prepare`."""
-    return [_stored(store, case_id) for case_id in store if store[case_id].has_labels]
+    """The store's labelled cases on its own grid; predictions on the source grid are brought there by `prepare`.
+
+    Cases with the same voxels count as one patient, whatever the patients' names.
+    """
+    cases = {case_id: case for case_id, case in store.items() if case.has_labels}
+    patients = join_patients(
+        {case_id: case.patient for case_id, case in cases.items()},
+        {case_id: case.fingerprint for case_id, case in cases.items()},
+    )
+    return [_stored(store, case_id, patients[case_id]) for case_id in cases]
 
 
-def _stored(store: Store, case_id: str) -> ReferenceCase:
+def _stored(store: Store, case_id: str, patient: str) -> ReferenceCase:
     case = store[case_id]
 
     def load() -> Reference:
-        return Reference(case.read_labels(), case.geometry.spacing_mm)
+        return Reference(case.read_labels(), case.geometry.spacing_mm, case.geometry)
 
     def place(labels: LabelArray) -> LabelArray:
         source = case.source_geometry
@@ -151,4 +183,7 @@ def _stored(store: Store, case_id: str) -> ReferenceCase:
         assert moved is not None
         return moved.labels
 
-    return ReferenceCase(case_id, load, place)
+    def image() -> Volume:
+        return Volume(case.read_hu(), case.geometry)
+
+    return ReferenceCase(case_id, patient, load, place, image)

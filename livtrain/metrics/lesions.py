@@ -52,7 +52,7 @@ def overlaps(parts_p: npt.NDArray[np.int32], parts_r: npt.NDArray[np.int32]) -> 
     """Count voxels of each pair of components: `(n_p + 1, n_r + 1)`, row and column 0 are background."""
     rows, columns = int(parts_p.max(initial=0)) + 1, int(parts_r.max(initial=0)) + 1
     joint = parts_p.astype(np.int64) * columns + parts_r
-    return np.bincount(joint.ravel(), minlength=rows * columns).reshape(rows, columns)
+    return np.bincount(joint.ravel(order="K"), minlength=rows * columns).reshape(rows, columns)
 
 
 def detect(table: IntArray, min_overlap: float, *, own_union: bool = False) -> Detection:

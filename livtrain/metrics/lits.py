@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from livprep.geometry import Triple
 from livprep.labels import Label, LabelArray
-from livtrain.metrics.lesions import Detection, components, detect, overlaps
-from livtrain.metrics.masks import MaskScores, common_box, dice, score_masks
+from livtrain.metrics.lesions import Detection, IntArray, components, detect, overlaps
+from livtrain.metrics.masks import Box, MaskScores, common_box, dice, score_masks
 
 LARGE = 9001.0
 """The challenge's value for a distance or volume difference that does not exist."""
@@ -57,6 +58,8 @@ class LitsCase:
         Voxels of the intersection, and of prediction plus reference.
     burden_error
         Tumor burden n(2) / n(>= 1) of the reference minus that of the prediction.
+    table
+        Common voxels of each pair of lesions (`overlaps`).
     """
 
     detection: Detection
@@ -67,6 +70,7 @@ class LitsCase:
     lesion_sizes: tuple[int, int]
     liver_sizes: tuple[int, int]
     burden_error: float
+    table: IntArray = field(repr=False, compare=False)
 
 
 def lits_case(
@@ -90,12 +94,18 @@ def lits_case(
     """
     box = common_box(prediction, reference)
     p, r = prediction[box], reference[box]
-    parts_p, parts_r = components(p == Label.TUMOR), components(r == Label.TUMOR)
+    lesion_p, lesion_r = p == Label.TUMOR, r == Label.TUMOR
+    near = common_box(lesion_p, lesion_r)
+    parts_p, parts_r = components(lesion_p[near]), components(lesion_r[near])
     table = overlaps(parts_p, parts_r)
     detection, any_overlap = detect(table, 0.5), detect(table, 0.0)
     lesions: tuple[MaskScores, ...] = ()
     if detection.tp > 0:  # merges can make it 0 or less although pairs remain; the scorer then skips them
-        lesions = tuple(_score_pair(parts_p, parts_r, pair, spacing_mm) for pair in detection.pairs)
+        boxes_p, boxes_r = ndimage.find_objects(parts_p), ndimage.find_objects(parts_r)
+        for mine, theirs in detection.pairs:
+            place = _around([boxes_p[k - 1] for k in mine] + [boxes_r[k - 1] for k in theirs])
+            pair = np.isin(parts_p[place], mine), np.isin(parts_r[place], theirs)
+            lesions += (score_masks(*pair, spacing_mm),)
     liver_p, liver_r = p >= Label.LIVER, r >= Label.LIVER
     predicted = bool((p == Label.LIVER).any())
     if not predicted or not liver_r.any():
@@ -111,16 +121,14 @@ def lits_case(
         lesion_sizes=_sizes(parts_p > 0, parts_r > 0),
         liver_sizes=_sizes(liver_p, liver_r) if predicted else (0, int(np.count_nonzero(liver_r))),
         burden_error=_burden(r) - (_burden(p) if predicted else LARGE),
+        table=table,
     )
 
 
-def _score_pair(
-    parts_p: npt.NDArray[np.int32],
-    parts_r: npt.NDArray[np.int32],
-    pair: tuple[tuple[int, ...], tuple[int, ...]],
-    spacing_mm: Triple,
-) -> MaskScores:
-    return score_masks(np.isin(parts_p, pair[0]), np.isin(parts_r, pair[1]), spacing_mm)
+def _around(boxes: Sequence[Box]) -> Box:
+    """Smallest box that holds all boxes."""
+    z, y, x = (slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+    return z, y, x
 
 
 def _sizes(p: npt.NDArray[np.bool_], r: npt.NDArray[np.bool_]) -> tuple[int, int]:

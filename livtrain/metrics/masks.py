@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from livprep.compiled import compiled
 from livprep.errors import GeometryError
 from livprep.geometry import Triple
 from livtrain.metrics.surface import SURFACE_TOLERANCE_MM, surface_distances
 
 BoolArray = npt.NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def dice(intersection: int, total: int) -> float:
     return 2 * intersection / total if total else math.nan
 
 
-def common_box(prediction: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]) -> tuple[slice, ...]:
-    """Smallest box that holds every nonzero voxel of both arrays; an empty box if there is none.
+def common_box(prediction: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]) -> Box:
+    """Smallest box that holds every nonzero voxel of both `(z, y, x)` arrays; an empty box if there is none.
 
     Raises
     ------
@@ -66,9 +67,43 @@ def common_box(prediction: npt.NDArray[np.generic], reference: npt.NDArray[np.ge
         raise GeometryError(
             f"prediction of {prediction.shape} voxels (zyx), reference of {reference.shape}: expected equal"
         )
-    either = ((prediction != 0) | (reference != 0)).view(np.uint8)
-    boxes = ndimage.find_objects(either, max_label=1)
-    return boxes[0] if boxes[0] is not None else (slice(0, 0),) * prediction.ndim
+    bounds = np.zeros((3, 2), dtype=np.int64)
+    _bound(_as_bytes(prediction), _as_bytes(reference), bounds)
+    z, y, x = (slice(int(low), int(high)) for low, high in bounds)
+    return z, y, x
+
+
+def _as_bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """A contiguous `(z, y, x)` array of one byte a voxel; a view where it is one already."""
+    narrow = values if values.dtype.itemsize == 1 else values != 0
+    return np.ascontiguousarray(narrow).view(np.uint8)
+
+
+@compiled
+def _bound(p, r, bounds):  # type: ignore[no-untyped-def]
+    """Write the first and one past the last index of a nonzero voxel along each axis; zeros where there is none."""
+    depth, height, width = p.shape
+    low_z, low_y, low_x, high_z, high_y, high_x = depth, height, width, 0, 0, 0
+    for z in range(depth):
+        for y in range(height):
+            any_bit = 0
+            for x in range(width):
+                any_bit |= p[z, y, x] | r[z, y, x]
+            if any_bit == 0:
+                continue
+            low_z, high_z = min(low_z, z), z + 1
+            low_y, high_y = min(low_y, y), max(high_y, y + 1)
+            first = 0
+            while p[z, y, first] == 0 and r[z, y, first] == 0:
+                first += 1
+            last = width - 1
+            while p[z, y, last] == 0 and r[z, y, last] == 0:
+                last -= 1
+            low_x, high_x = min(low_x, first), max(high_x, last + 1)
+    if high_z > 0:
+        bounds[0, 0], bounds[0, 1] = low_z, high_z
+        bounds[1, 0], bounds[1, 1] = low_y, high_y
+        bounds[2, 0], bounds[2, 1] = low_x, high_x
 
 
 def score_masks(

@@ -33,6 +33,14 @@ def test_the_ingest_benchmark_prints_a_line_a_case(tmp_path: Path) -> None:
     assert re.findall(r"^(\S+) .* published$", done.stdout, re.MULTILINE) == ["ircadb-01", "lits-000"]
 
 
+def test_the_metrics_benchmark_finds_equal_numbers(tmp_path: Path) -> None:
+    sizes = ("--size", "64", "--slices", "40", "--rounds", "1", "--markdown", str(tmp_path / "metrics.md"))
+    done = run(sys.executable, "-m", "benchmarks.bench_metrics", *sizes, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\| the (?:liver|whole case) .* × \|", done.stdout, re.MULTILINE)) == 2
+    assert "64 × 64 × 40" in (tmp_path / "metrics.md").read_text(encoding="utf-8")
+
+
 def test_the_demo_runs_from_phantoms_to_a_score_and_again(tmp_path: Path) -> None:
     """Two seconds of training show that every step fits the next; `make demo` trains long enough to be good."""
     folder = tmp_path / "a path with spaces"
@@ -64,3 +72,13 @@ def test_links_of_the_pages_lead_somewhere(page: str) -> None:
 def test_the_benchmark_of_series_faults_counts_ten_of_ten(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "benchmarks.bench_series_faults", cwd=tmp_path)
     assert "| **caught** | **10 of 10** |" in done.stdout
+
+
+def test_the_benchmark_of_augmentation_prints_its_tables(tmp_path: Path) -> None:
+    small = ["-m", "benchmarks.bench_augment", "--patches", "2", "--patch", "16", "16", "16", "--volume", "48"]
+    done = run(sys.executable, *small, "--rounds", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| ours \| 16x16x16 \| 2 \| \d", done.stdout, re.MULTILINE), done.stdout
+    done = run(sys.executable, *small, "--parts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\| [a-z ,_()]+ \| [\d.]+ \| [\d.]+ \|$", done.stdout, re.MULTILINE)) == 13, done.stdout

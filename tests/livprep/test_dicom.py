@@ -309,6 +309,23 @@ def test_a_part_of_a_counted_series_is_noted_alone(first: int, images: int) -> N
     assert (note.code, note.detail) == ("SERIES_COUNT", f"image: 4 slices, the header counts {images}")
 
 
+@pytest.mark.parametrize("kind", ["OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"])
+def test_other_quantities_than_hu_are_refused(kind: str) -> None:
+    fault("SERIES_RESCALE_TYPE", f"image_2: RescaleType {kind}: the values are .*, expected HU", [
+        edited(data, RescaleType=kind if k == 2 else "HU") for k, data in enumerate(series())
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("US", "US"), ("HU_MOD", "HU_MOD"), ("hu", None), ("", None), ("Mustermann", "none of")]
+)
+def test_units_that_may_be_hu_are_taken_as_such(kind: str, said: str | None) -> None:
+    notes = assembled([edited(data, RescaleType=kind) for data in series()]).notes
+    assert [note.code for note in notes] == (["SERIES_RESCALE_UNIT"] if said else [])
+    assert not said or said in notes[0].detail
+    assert not any("Mustermann" in note.detail for note in notes)
+
+
 def test_every_second_slice() -> None:
     files = [edited(plain_slice(k), SliceThickness="2") for k in (0, 2, 4)]
     fault("SERIES_INCOMPLETE", "only every 2. slice is there: .* slices lie 4 mm apart, expected 2 mm", files)

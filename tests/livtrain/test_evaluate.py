@@ -225,7 +225,7 @@ def test_two_folders_are_compared_case_by_case(tmp_path: Path) -> None:
     found = json.loads(_run("-p", good, "-r", references, "--against", bad, "--json", "-q").stdout)
     assert found["against"]["liver_dice"] == {
         "cases": 6, "better": 6, "worse": 0, "mean": pytest.approx(1 / 14), "median": pytest.approx(1 / 14),
-        "p_value": pytest.approx(2 / 2**6),
+        "low": pytest.approx(1 / 14), "high": pytest.approx(1 / 14), "patients": 6, "p_value": pytest.approx(2 / 2**6),
     }  # fmt: skip
     same = json.loads(_run("-p", good, "-r", references, "--against", good, "--json", "-q").stdout)
     assert same["against"]["tumor_dice"]["p_value"] is None

@@ -1,7 +1,4 @@
-"""Pictures of a run: curves and previews. The only module of livtrain that imports matplotlib.
-
-Figures are drawn on an Agg canvas without pyplot, so no display, no global state and no open windows are involved.
-"""
+"""Pictures of a run: curves and previews."""
 
 from __future__ import annotations
 
