@@ -14,6 +14,7 @@ from pydicom.pixels import get_decoder, pixel_array
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
+from livprep.formats.codec_process import CodecError, decode_frame
 from livprep.formats.dicom_header import guarded
 from livprep.formats.dicom_values import Elements
 
@@ -142,9 +143,15 @@ class StoredPixels:
                 "DICOM_SYNTAX",
                 f"{self.ref}: pixel data in {_name(syntax)} cannot be decoded; install the extra livprep[codecs]",
             )
-        self._check_frame(syntax)
+        frame = self._checked_frame(syntax)
+        values: npt.NDArray[Any]
         try:
-            values: npt.NDArray[Any] = pixel_array(self.elements.dataset, index=self.frame)
+            if syntax == _RLE:  # pydicom's own
+                values = pixel_array(self.elements.dataset, index=self.frame)
+            else:
+                values = decode_frame(frame, str(syntax), self.shape, self.bits, self.bits_stored, signed=self.signed)
+        except CodecError as error:
+            raise SourceError("PIXELDATA_CODEC", f"{self.ref}: damaged {_name(syntax)} ({error})") from None
         except Exception as error:  # decoders raise almost anything on damaged bytes
             raise SourceError(
                 "PIXELDATA_CODEC", f"{self.ref}: damaged {_name(syntax)} ({type(error).__name__})"
@@ -153,22 +160,26 @@ class StoredPixels:
             raise SourceError("PIXELDATA_SHORT", f"{self.ref}: decodes to {values.shape}, expected {self.shape}")
         return values
 
-    def _check_frame(self, syntax: Any) -> None:
-        """Compare what the compressed frame says of its size with the header, before a decoder makes room for it."""
-        frame = get_frame(self.elements.dataset.PixelData, self.frame, number_of_frames=self.frames)
+    def _checked_frame(self, syntax: Any) -> bytes:
+        """The compressed frame, which states the header's size; else a decoder would make room for another."""
+        try:
+            frame: bytes = get_frame(self.elements.dataset.PixelData, self.frame, number_of_frames=self.frames)
+        except Exception as error:
+            raise SourceError("PIXELDATA_CODEC", f"{self.ref}: damaged fragments ({type(error).__name__})") from None
         if syntax == _RLE:
             # A run of two bytes makes up to 128; a damaged or hostile segment is decoded to its end all the same.
             if 64 * len(frame) > max(_RLE_FREE_BYTES, 64 * (self.rows * self.columns * self.bits // 8 + 512)):
                 raise SourceError(
                     "PIXELDATA_CODEC", f"{self.ref}: {len(frame)} bytes of RLE are no {self.shape} pixels"
                 )
-            return
+            return frame
         stated = codestream_size(frame)
         if stated is not None and stated != (*self.shape, 1):
             raise SourceError(
                 "PIXELDATA_CODEC",
                 f"{self.ref}: the compressed frame has {stated} rows, columns and samples, expected {(*self.shape, 1)}",
             )
+        return frame
 
     def _rescale(self, stored: npt.NDArray[Any], out: IntArray) -> None:
         slope, intercept = self.rescale

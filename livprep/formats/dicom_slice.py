@@ -105,7 +105,10 @@ class _Header:
             return None  # what only hints at missing slices may be damaged
 
     def text(self, keyword: str) -> str:
-        return str(self.get(keyword) or "")
+        try:
+            return str(self.get(keyword) or "")
+        except ValueError:
+            return ""  # AcquisitionNumber, an integer string, only hints too
 
 
 def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:

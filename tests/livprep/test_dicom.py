@@ -169,6 +169,25 @@ def test_read_series_hashes_what_it_reads(tmp_path) -> None:
     assert reader.digest() != HashingReader().digest()
 
 
+def test_numbers_that_only_hint_may_be_anything() -> None:
+    hints = ("InstanceNumber", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
+    files = []
+    for data in series():
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        for keyword in hints:
+            tag = pydicom.datadict.tag_for_keyword(keyword)
+            dataset[tag] = pydicom.DataElement(tag, "LO", "none")
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        spoiled = buffer.getvalue()
+        for keyword in hints:
+            tag = pydicom.datadict.tag_for_keyword(keyword)
+            head = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little")
+            spoiled = spoiled.replace(head + b"LO", head + b"IS")
+        files.append(spoiled)
+    assert assembled(files).hu.shape == (4, 6, 5)
+
+
 def test_functional_groups_of_many_frames_are_read() -> None:
     count = 300
     dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
