@@ -45,6 +45,8 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.bench_ingest
 	$(BIN)/python -m benchmarks.bench_series_faults
+	$(BIN)/python -m benchmarks.bench_layout
+	$(BIN)/python -m benchmarks.bench_augment
 	$(BIN)/python -m benchmarks.bench_metrics
 
 clean:

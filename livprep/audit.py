@@ -9,7 +9,8 @@ from pathlib import Path
 from livprep.cases import Case, Finding, Receipt, Rejection, printable
 from livprep.catalog import Catalog, load_catalog
 from livprep.errors import LivError, SourceError, StoreError
-from livprep.pipeline import cores, free_memory_bytes, run_jobs
+from livprep.machine import cores, free_memory_bytes
+from livprep.pipeline import run_jobs
 from livprep.plan import WORKER_BASE_BYTES, WORKER_FACTOR
 from livprep.sources import Choice, catalog_beside, discover
 from livprep.splits import check_split

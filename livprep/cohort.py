@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from livprep.cases import Receipt
+from livprep.cases import Receipt, Rejection
 from livprep.catalog import Catalog, load_catalog
 from livprep.convert import IngestJob, WindowJob
 from livprep.errors import LivError, SourceError, StoreError, UsageError
 from livprep.journal import Journal
-from livprep.pipeline import Job, cores, free_memory_bytes, run_jobs
-from livprep.plan import Plan, make_plan
+from livprep.machine import cores, free_memory_bytes, total_memory_bytes
+from livprep.pipeline import Job, run_jobs
+from livprep.plan import RESERVE, Plan, channel_bytes, make_plan, too_large
 from livprep.prepare import Preparation
 from livprep.private_map import check_private_map, write_private_map
 from livprep.schema import ProfileName, WindowMeta
 from livprep.sources import Choice, Discovery, catalog_beside, discover
-from livprep.store import Store, change_preparation, create_store, open_store, remove_window
+from livprep.store import Store, change_preparation, channels_of, create_store, open_store, remove_window
 from livprep.windows import FUNCTION, Window
 
 
@@ -79,7 +80,9 @@ def plan_ingest(request: IngestRequest) -> Ingest:
             "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
         )
     chosen = _choose(found, request)
-    plan = make_plan(chosen.cases, request.preparation)
+    plan = make_plan(chosen.cases, request.preparation, request.profile, catalog)
+    if request.scheduler is None:  # else the workers have memory of their own, and look themselves
+        chosen, plan = _leave_out(chosen, plan, total_memory_bytes())
     workers = request.workers or plan.workers(cores(), free_memory_bytes())
     return Ingest(request, catalog, beside, chosen, plan, workers)
 
@@ -94,6 +97,23 @@ def _choose(found: Discovery, request: IngestRequest) -> Discovery:
     if not cases and not rejected:
         raise SourceError("NOTHING_FOUND", f"--cases {request.pattern}: no case found fits")
     return Discovery(tuple(cases[index - 1 :: count]), tuple(rejected if index == 1 else ()), found.ignored)
+
+
+def _leave_out(found: Discovery, plan: Plan, limit_bytes: int) -> tuple[Discovery, Plan]:
+    """Reject the cases that can never fit into memory, each alone and before any work."""
+    large = {need.case_id: need for need in plan.needs if need.peak_bytes > limit_bytes}
+    rejected = [
+        Rejection(
+            name,
+            "CASE_TOO_LARGE",
+            too_large(name, need.shape_zyx, need.spacing_mm, need.peak_bytes, limit_bytes),
+        )
+        for name, need in large.items()
+    ]
+    kept = tuple(case for case in found.cases if case.case_id not in large)
+    needs = tuple(need for need in plan.needs if need.case_id not in large)
+    every = sorted((*found.rejected, *rejected), key=lambda entry: entry.case_id)
+    return Discovery(kept, tuple(every), found.ignored), Plan(needs, plan.preparation)
 
 
 def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
@@ -147,8 +167,8 @@ def _prepare_store(ingest: Ingest) -> None:
     try:
         create_store(request.store, request.preparation, request.profile, ingest.catalog.digest)
     except StoreError as error:
-        # --replace of every published case is the one way to change a store's preparation.
-        if error.code != "STORE_PREPARATION" or not request.replace:
+        # --replace of every published case is the one way to change a store's preparation, unless it is empty.
+        if error.code != "STORE_PREPARATION" or not (request.replace or not open_store(request.store).case_ids):
             raise
         kept = set(open_store(request.store)) - {case.case_id for case in ingest.found.cases}
         if kept:
@@ -160,13 +180,22 @@ def _prepare_store(ingest: Ingest) -> None:
 
 
 def _check_disk(ingest: Ingest) -> None:
-    if not ingest.request.preparation.is_native:
-        return  # resampled cases are mostly smaller than the estimate from file sizes
-    free = shutil.disk_usage(ingest.request.store).free
-    done = set() if ingest.request.replace else set(open_store(ingest.request.store))
-    needed = sum(need.disk_bytes for need in ingest.plan.needs if need.case_id not in done)
-    if needed > free:
-        raise LivError("DISK_FULL", f"{ingest.request.store}: needs about {needed} bytes, {free} are free")
+    """Compare what the cases that are not yet there need, with the channels that are made anew, with what is free."""
+    request, store = ingest.request, open_store(ingest.request.store)
+    done = set() if request.replace else set(store)
+    needed = 0
+    for need in ingest.plan.needs:
+        if need.case_id not in done:
+            channels = len(channels_of(request.store, need.case_id))
+            needed += need.disk_bytes + channels * need.channel_bytes(request.profile)
+    _require_free(request.store, needed)
+
+
+def _require_free(store: Path, needed: int) -> None:
+    free = shutil.disk_usage(store).free
+    if RESERVE * needed > free:
+        text = f"needs about {needed} bytes, with a reserve {int(RESERVE * needed)}, {free} are free"
+        raise LivError("DISK_FULL", f"{store}: {text}")
 
 
 def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") -> list[WindowJob]:
@@ -203,7 +232,16 @@ def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") ->
 def run_windows(
     store: Store, jobs: Sequence[WindowJob], workers: int | None = None, scheduler: str | None = None
 ) -> Iterator[Receipt]:
-    """Add the channels and yield a receipt for each."""
+    """Add the channels and yield a receipt for each.
+
+    Raises
+    ------
+    LivError
+        DISK_FULL before anything is written where the estimate does not fit.
+    """
+    profile = store.meta.profile
+    new = [job for job in jobs if job.window.name not in store[job.case_id].window_names]
+    _require_free(store.path, sum(channel_bytes(store[job.case_id].shape_zyx, profile) for job in new))
     largest = max(_voxels(store, job.case_id) for job in jobs)
     # HU, one channel and the encoder's copy of each, beside the worker itself
     fitting = int(free_memory_bytes() * 0.8 // ((500 << 20) + 6 * largest))

@@ -7,13 +7,17 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from livprep.anatomy import doubts
 from livprep.cases import Case, Note, Receipt
 from livprep.catalog import Catalog
 from livprep.errors import GeometryError, LivError, SourceError, trace
 from livprep.fingerprint import fingerprint_of
+from livprep.geometry import Geometry
 from livprep.labels import Label, label_counts
+from livprep.machine import total_memory_bytes
+from livprep.plan import peak_bytes, too_large
 from livprep.prepare import Preparation, prepare
 from livprep.provenance import digest_of
 from livprep.schema import SCHEMA_VERSION, CaseMeta, ProfileName, SourceMeta
@@ -104,6 +108,7 @@ def _ingest(job: IngestJob) -> Receipt:
         detail = f"{job.name}: published from other source bytes or settings; --replace rebuilds it"
         return Receipt(job.name, "rejected", "SOURCE_CHANGED", detail)
     source = read_case(job.case, job.catalog)
+    _check_memory(job, source.volume.geometry)
     volume = prepare(source.volume, job.preparation)
     meta, bytes_in = describe(source, volume, settings), source.bytes_in
     warnings = (*(note.told for note in source.notes), *meta.warnings[len(source.notes) :])
@@ -114,17 +119,28 @@ def _ingest(job: IngestJob) -> Receipt:
     return Receipt(job.name, "published", bytes_in=bytes_in, bytes_out=size, warnings=warnings)
 
 
+def _check_memory(job: IngestJob, source: Geometry) -> None:
+    """Refuse what cannot be prepared here, now that the grid is certain; the plan knew its header at most."""
+    if job.preparation.is_native:
+        return  # the scan is in memory already
+    grid, limit = job.preparation.grid(source), total_memory_bytes()
+    if (need := peak_bytes(source.shape_zyx, grid.shape_zyx)) > limit:
+        raise SourceError("CASE_TOO_LARGE", too_large(job.name, grid.shape_zyx, grid.spacing_mm, need, limit))
+
+
 def settings_digest(job: IngestJob) -> str:
     """Hash of all that decides how the case's bytes become arrays: preparation, profile, mask roles, repair."""
     case, catalog = job.case, job.catalog
     repair = catalog.lits.repair(case.number) if case.case_id.startswith("lits-") else None
-    settings = {
+    settings: dict[str, Any] = {
         "preparation": job.preparation.as_dict(),
         "profile": job.profile,
         "masks": {name: catalog.ircadb.classify(name).value for name, _ in case.masks},
         "repair": None if repair is None else repair.model_dump(mode="json"),
         "patient": catalog.patient_of(case.case_id),
     }
+    if case.case_id.startswith("litstest-") and case.number in catalog.lits.test_axes_swapped:
+        settings["axes_swapped"] = True
     listed = catalog.own_case(case.case_id)
     if listed is not None:
         settings["labels"] = {str(value): int(label) for value, label in listed.labels.items()}

@@ -143,6 +143,11 @@ CODES: dict[str, CodeInfo] = {
         _CASE,
     ),
     "CASE_DUPLICATE": CodeInfo("The same case was found in two places.", "Remove one copy.", _CASE),
+    "CASE_TOO_LARGE": CodeInfo(
+        "The case needs more memory at the wanted spacing than this machine or its container has.",
+        "Choose a coarser --spacing, or run it on a larger machine.",
+        _CASE,
+    ),
     "SOURCE_TWICE": CodeInfo("The same files lie zipped and loose; the loose ones are used.", "Nothing to do.", 0),
     "REPAIRED": CodeInfo("The header is known to be wrong and was repaired from the catalogue.", "Nothing to do.", 0),
     "SOURCE_CHANGED": CodeInfo(
@@ -186,6 +191,11 @@ CODES: dict[str, CodeInfo] = {
     "ARCHIVE_BAD": CodeInfo("A zip is damaged or hostile.", "Download it again.", _CASE),
     "ARCHIVE_LIMIT": CodeInfo("A zip expands beyond the limits.", "Check where it comes from.", _CASE),
     "GZIP_CORRUPT": CodeInfo("A gzip stream is truncated or fails its CRC.", "Download the file again.", _CASE),
+    "GZIP_LIMIT": CodeInfo(
+        "A NIfTI expands beyond what its size on disk can account for, or goes on behind its voxels.",
+        "Check where it comes from; save large label volumes as 8-bit integers.",
+        _CASE,
+    ),
     "NIFTI_HEADER": CodeInfo("The NIfTI header is unusable.", "Check the file.", _CASE),
     "NIFTI_SHORT": CodeInfo("The NIfTI holds fewer bytes than its header says.", "Download the file again.", _CASE),
     "NIFTI_AFFINE": CodeInfo(
@@ -279,6 +289,11 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_FRAMES": CodeInfo(
         "A file of many frames does not say where each of them lies.", "Export the series again.", _CASE
     ),
+    "SERIES_LIMIT": CodeInfo(
+        "The pixels would take far more memory than the files can account for.",
+        "Check where the files come from.",
+        _CASE,
+    ),
     "SERIES_FRAME_OF_REFERENCE": CodeInfo(
         "Slices of a series have different frames of reference: the patient moved between them.",
         "Keep slices of one frame of reference.",
@@ -299,6 +314,18 @@ CODES: dict[str, CodeInfo] = {
     ),
     "SERIES_RESCALE_VARIES": CodeInfo(
         "Slope or intercept differ between slices; each slice is rescaled by its own.", "Nothing to do.", 0
+    ),
+    "SERIES_RESCALE_TYPE": CodeInfo(
+        "RescaleType says that the values are another quantity than HU (effective atomic number, electron density, "
+        "mg/ml and the like).",
+        "Export the series of HU instead.",
+        _CASE,
+    ),
+    "SERIES_RESCALE_UNIT": CodeInfo(
+        "RescaleType leaves the unit open (US), or the values are modified HU (HU_MOD, virtual monoenergetic images); "
+        "they are taken as HU.",
+        "Look at what `livprep info CASE` says of air and liver.",
+        0,
     ),
     "SERIES_NUMBERING": CodeInfo(
         "InstanceNumber does not follow the slices, whose positions are even.", "Nothing to do.", 0
@@ -331,7 +358,11 @@ CODES: dict[str, CodeInfo] = {
         "Ingest it alone with --workers 1.",
         _CASE,
     ),
-    "INTERNAL": CodeInfo("A defect of livprep or livtrain.", "Run again with -v and report it.", 1),
+    "INTERNAL": CodeInfo(
+        "A defect of livprep or livtrain.",
+        "Run again with -v for its place and report it; LIVPREP_DEBUG=1 shows its text too, which may quote headers.",
+        1,
+    ),
 }
 
 

@@ -216,7 +216,8 @@ def _peaks_elsewhere(found: Intensity, counts: npt.NDArray[np.int64]) -> list[Su
         said.append(Suspicion("HU_UNSHIFTED", f"{text}; expected air near -1000 HU"))
     elif found.air_hu is not None and not _within(found.air_hu, AIR_HU):
         beside = _share(counts, *AIR_HU)
-        lung = _within(found.air_hu, LUNG_HU) and found.corner_hu > -200  # and no air outside the body
+        # lungs alone: the scan shows no air outside the body, or what is outside was filled
+        lung = _within(found.air_hu, LUNG_HU) and not AIR_HU[0] <= found.corner_hu <= -200
         if beside < 0.2 * _share(counts, LOWEST_HU, -201) and not lung:
             text = f"the peak of air is at {found.air_hu} HU, expected {AIR_HU[0]} to {AIR_HU[1]} HU"
             said.append(Suspicion("HU_AIR", text))

@@ -6,13 +6,11 @@ One task is one case, single-threaded inside; tasks carry paths and settings, ne
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-import psutil
-
 from livprep.cases import Receipt
+from livprep.machine import cores, free_memory_bytes
 
 LOOPBACK = "127.0.0.1"
 R = TypeVar("R")
@@ -30,16 +28,6 @@ class Job(Protocol[R_co]):
     def run(self) -> R_co:
         """Do the work."""
         ...
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def free_memory_bytes() -> int:
-    """Memory that is free now."""
-    return int(psutil.virtual_memory().available)
 
 
 def run_jobs(jobs: Sequence[Job[R]], workers: int, scheduler: str | None = None) -> Iterator[R | Receipt]:

@@ -5,13 +5,14 @@ Ingest, verification and prediction all call `prepare`; `restore` brings predict
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from livprep.errors import UsageError
+from livprep.errors import GeometryError, UsageError
 from livprep.geometry import Geometry, Triple, canonical_axes
 from livprep.provenance import digest_of
 from livprep.resample import (
@@ -24,6 +25,9 @@ from livprep.resample import (
 from livprep.volume import LabelledVolume, LabelMap, Volume
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.1, 20.0
+FREE_VOXELS, MAX_REFINEMENT = 1 << 26, 32
+"""A prepared grid may have that many voxels, or that many for one of the source: 5 mm slices of 0.9 mm pixels at
+0.7 mm have 12 for one. A header that claims voxels of a meter would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,16 @@ class Preparation:
         """The stored grid of a source grid, without touching voxels."""
         _, canonical = canonical_axes(source)
         wanted = self._spacing(canonical)
-        return canonical if wanted == canonical.spacing_mm else resampled_geometry(canonical, wanted)
+        if wanted == canonical.spacing_mm:
+            return canonical
+        factor = math.prod(own / want for own, want in zip(canonical.spacing_mm, wanted, strict=True))
+        before = math.prod(canonical.shape_zyx)
+        if not before * factor <= max(FREE_VOXELS, MAX_REFINEMENT * before):
+            raise GeometryError(
+                f"grid {canonical.shape_zyx} of {canonical.spacing_mm} mm: {before * factor:.3g} voxels at {wanted} "
+                f"mm, expected at most {MAX_REFINEMENT} for one; check the source's spacing"
+            )
+        return resampled_geometry(canonical, wanted)
 
     def _spacing(self, canonical: Geometry) -> Triple:
         z, y, x = (

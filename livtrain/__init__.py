@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from livtrain.loader import Batch, PatchLoader
+    from livtrain.loader import Batch, PatchDataset, PatchLoader, PatchRequest
 
-__all__ = ["Batch", "PatchLoader"]
+__all__ = ["Batch", "PatchDataset", "PatchLoader", "PatchRequest"]
 
 
 def __getattr__(name: str) -> Any:

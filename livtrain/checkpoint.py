@@ -11,7 +11,6 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +27,9 @@ from livtrain.config import Settings, settings_from
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 1
 _MAGIC = b"LIVSHA256"
+_CONTENT = (
+    "network_state", "settings", "preparation", "step", "optimizer_state", "rng", "progress", "cases", "store_digest",
+)  # fmt: skip
 _TRAILER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
@@ -46,7 +48,13 @@ class Checkpoint:
     step
         Optimizer steps done. The next patch has the counter `step * settings.batch`.
     optimizer_state
-        `state_dict` of the optimizer. The learning rate is a function of the step and has no state.
+        `state_dict` of the optimizer. The learning rate is a function of the step and of `schedule_state`.
+    schedule_state
+        What a plateau has seen so far.
+    scaler_state
+        Scale of the loss in fp16; empty otherwise.
+    ema_state
+        Averaged weights by name; empty where none are kept.
     rng
         Generator states: `cpu`, and `cuda` where it was used.
     progress
@@ -66,6 +74,14 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     cases: dict[str, list[str]] = field(default_factory=dict)
     store_digest: str = ""
+    schedule_state: dict[str, Any] = field(default_factory=dict)
+    scaler_state: dict[str, Any] = field(default_factory=dict)
+    ema_state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to predict with: averaged ones where the run kept them."""
+        return self.ema_state or self.network_state
 
     def save(self, path: Path) -> None:
         """Write the checkpoint by rename; the old file stays whole until then.
@@ -88,6 +104,9 @@ class Checkpoint:
                 "progress": self.progress,
                 "cases": self.cases,
                 "store_digest": self.store_digest,
+                "schedule_state": self.schedule_state,
+                "scaler_state": self.scaler_state,
+                "ema_state": self.ema_state,
             },
             buffer,
         )
@@ -145,7 +164,7 @@ def _load_file(path: Path) -> Checkpoint:
         )
     try:
         content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # a file of unknown origin makes the unpickler raise almost anything
         raise RunError("CHECKPOINT_CORRUPT", f"{path}: the content is no checkpoint of livtrain") from error
     return _parse(path, content)
 
@@ -157,6 +176,9 @@ def _parse(path: Path, content: Any) -> Checkpoint:
             "CHECKPOINT_CORRUPT",
             f"{path}: found checkpoint format {found!r}, expected {FORMAT}; update livtrain",
         )
+    missing = [name for name in _CONTENT if name not in content]
+    if missing or not isinstance(content["settings"], Mapping):
+        raise RunError("CHECKPOINT_CORRUPT", f"{path}: lacks {', '.join(missing) or 'settings'}")
     return Checkpoint(
         network_state=content["network_state"],
         settings=settings_from(content["settings"]),
@@ -167,6 +189,10 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         progress=content["progress"],
         cases=content["cases"],
         store_digest=content["store_digest"],
+        # files of before these were kept have none
+        schedule_state=content.get("schedule_state", {}),
+        scaler_state=content.get("scaler_state", {}),
+        ema_state=content.get("ema_state", {}),
     )
 
 

@@ -7,16 +7,22 @@ This module imports no torch, so that `--help` and completion stay fast.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from livprep.errors import UsageError
 from livprep.windows import Window, WindowBank
+from livtrain.augment_config import AugmentSettings
+from livtrain.presets import PRESETS
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Shape = tuple[int, int, int]
 
@@ -43,34 +49,16 @@ class WindowSetting(_Frozen):
 
 
 class SamplingSettings(_Frozen):
-    """Odds of the three kinds of patches; they need not sum to 1.
+    """Odds of the four kinds of patches; they need not sum to 1.
 
-    `tumor` and `liver` patches contain a voxel of that label, `anywhere` patches lie uniformly in the volume.
+    `tumor` and `liver` patches contain a voxel of that label, `near` patches one outside of the liver and within
+    20 mm of it, `anywhere` patches lie uniformly in the volume.
     """
 
     tumor: float = Field(default=0.0, ge=0)
     liver: float = Field(default=0.0, ge=0)
+    near: float = Field(default=0.0, ge=0)
     anywhere: float = Field(default=0.0, ge=0)
-
-
-class AugmentSettings(_Frozen):
-    """Strengths of the random changes of a batch; all zero changes nothing.
-
-    `probability` is that of each kind (intensity, affine) for one patch. `intensity` scales and shifts by up to
-    this fraction of the window, `gamma` is the largest change of the exponent, `noise` the largest standard
-    deviation as a fraction of the window, `rotation_deg` and `scale` the largest turn and zoom. Left-right flips
-    are off: on which side the liver lies is information.
-    """
-
-    probability: float = Field(default=0.5, ge=0, le=1)
-    intensity: float = Field(default=0.1, ge=0, lt=1)
-    gamma: float = Field(default=0.2, ge=0, lt=1)
-    noise: float = Field(default=0.05, ge=0)
-    rotation_deg: float = Field(default=15.0, ge=0, le=180)
-    scale: float = Field(default=0.15, ge=0, lt=1)
-    flip_z: bool = False
-    flip_y: bool = False
-    flip_x: bool = False
 
 
 class SupervisionSettings(_Frozen):
@@ -85,39 +73,67 @@ class Settings(_Frozen):
     """All that decides a training run.
 
     Lengths of the run are in optimizer steps; patches are voxels along z, y, x. A run ends at `steps` or after
-    `time_s` seconds, whichever comes first; None is no limit. `milestones` and `warmup` are fractions of the run.
-    `dropout` is the network's own where it is None. `windows` is `stored` (every stored channel in store order),
-    names of stored channels, `hu:LEVEL/WIDTH,...`, or, once resolved, the list itself. `window_source` says
-    whether channels are derived from the packed HU (`packed`, the same bytes) or read as stored (`stored`).
+    `time_s` seconds, whichever comes first; None is no limit. `milestones`, `warmup` and `frozen` (the time that
+    pretrained layers are not trained) are fractions of the run. A step sees `accumulate` batches of `batch` patches,
+    or, with `batch_by_memory`, of as many as fit into the device's memory.
+
+    `width` 16 is each network's published size, `dropout` is the network's own where it is None, and `ema` the decay
+    of averaged weights, which are then validated and predict. `background` counts the background as a class of region
+    losses, `class_weights` are those of the loss `wce`. `patience` counts validations without a better Dice (schedule
+    `plateau`). `channels_last` None is: on a CPU.
+
+    `windows` is `stored` (every stored channel in store order), names of stored channels, `hu:LEVEL/WIDTH,...`, or,
+    once resolved, the list itself. `window_source` says whether channels are derived from the packed HU (`packed`,
+    the same bytes) or read as stored (`stored`).
+
+    `loader_tier` says where voxels lie between two patches (`device`, decoded in `ram` up to `ram_budget_gb`, or on
+    `disk`; `auto` chooses from sizes); the patches are the same. `patches_per_read` > 1 makes that many patches in a
+    row neighbors, which spares decoding and makes batches less varied.
     """
 
     stage: Literal["liver", "tumor", "multiclass"] = "liver"
-    preset: Literal["gpu", "fast-cpu"] = "gpu"
+    preset: str = "gpu"
     network: str = "resunet"
     width: int = Field(default=16, ge=1)
     dropout: float | None = Field(default=None, ge=0, lt=1)
+    pretrained: bool = False
+    frozen: float = Field(default=0.0, ge=0, lt=1)
     loss: str = "tversky"
+    background: bool = False
+    class_weights: tuple[float, ...] | None = None
     windows: str | tuple[WindowSetting, ...] = "stored"
     window_source: Literal["packed", "stored"] = "packed"
     split: str = "default"
     patch_zyx: Shape = (48, 256, 256)
     batch: int = Field(default=2, ge=1)
+    batch_by_memory: bool = False
+    accumulate: int = Field(default=1, ge=1)
     steps: int | None = Field(default=40_000, ge=1)
     time_s: float | None = Field(default=None, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
-    schedule: Literal["multistep", "poly", "cosine", "constant"] = "multistep"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    momentum: float = Field(default=0.9, gt=0, lt=1)
+    schedule: Literal["multistep", "poly", "cosine", "plateau", "one_cycle", "constant"] = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)
+    patience: int = Field(default=3, ge=1)
     warmup: float = Field(default=0.0, ge=0, lt=1)
     gradient_clip: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     supervision: SupervisionSettings = SupervisionSettings()
     sampling: SamplingSettings | None = None
     augment: AugmentSettings = AugmentSettings()
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     device: str = "auto"
-    amp: Literal["none", "bf16"] = "none"
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    channels_last: bool | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
     loader_threads: int = Field(default=2, ge=1)
+    loader_tier: Literal["auto", "device", "ram", "disk"] = "auto"
+    ram_budget_gb: float | None = Field(default=None, gt=0)
+    patches_per_read: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=1)
     validate_every: int = Field(default=1000, ge=0)
     validation_cases: int | None = Field(default=None, ge=1)
@@ -133,6 +149,13 @@ class Settings(_Frozen):
             raise ValueError(f"patch {patch}: expected positive sizes in voxels along z, y, x")
         return patch
 
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
+        return preset
+
     @field_validator("windows")
     @classmethod
     def _not_empty(cls, windows: str | tuple[WindowSetting, ...]) -> str | tuple[WindowSetting, ...]:
@@ -144,6 +167,8 @@ class Settings(_Frozen):
     def _ends(self) -> Settings:
         if self.steps is None and self.time_s is None:
             raise ValueError("steps and time_s are both open; expected a limit for the run")
+        if self.schedule == "plateau" and not self.validate_every:
+            raise ValueError("schedule plateau watches validations; expected validate_every above 0")
         return self
 
     @property
@@ -160,27 +185,6 @@ class Settings(_Frozen):
     def dump_yaml(self) -> str:
         """The settings as YAML, in the order of the fields; `--config` reads it back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "gpu": {"amp": "bf16"},
-    "fast-cpu": {
-        "width": 4,
-        "dropout": 0.0,
-        "loss": "dice_ce",
-        "patch_zyx": [32, 64, 64],
-        "batch": 2,
-        "steps": 400,
-        "learning_rate": 3e-3,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "gradient_clip": 1.0,
-        "validate_every": 100,
-        "overlap": 0.25,
-        "log_every": 1,
-    },
-}
-"""What a preset changes of the defaults; `gpu` follows method.md, `fast-cpu` was tuned on two cores."""
 
 
 def resolve(
@@ -272,6 +276,10 @@ def parse_duration_s(text: str) -> float:
     return total
 
 
+_YAML_FAULTS = (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError)
+"""PyYAML passes on what a scalar's own type raises: a 13th month, a number of 5000 digits, a key that is a list."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys; PyYAML keeps the last one silently."""
 
@@ -288,7 +296,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except _YAML_FAULTS as error:
         raise UsageError("CONFIG_INVALID", f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UsageError("CONFIG_INVALID", f"{path}: found {type(data).__name__}, expected a mapping of settings")
@@ -301,7 +309,7 @@ def _assignment(text: str) -> dict[str, Any]:
         raise UsageError("CONFIG_INVALID", f"--set {text!r}: expected key=value")
     try:
         parsed: Any = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except _YAML_FAULTS as error:
         raise UsageError("CONFIG_INVALID", f"--set {text!r}: {' '.join(str(error).split())}") from error
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -321,5 +329,28 @@ def _validated(data: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}{_nearest(fault)}" for fault in error.errors()
+        )
         raise UsageError("CONFIG_INVALID", f"settings: {faults}") from error
+
+
+def _nearest(fault: ErrorDetails) -> str:
+    """For an unknown key: the known one that is most like it."""
+    if fault["type"] != "extra_forbidden":
+        return ""
+    model: type[BaseModel] = Settings
+    *groups, key = map(str, fault["loc"])
+    for group in groups:
+        nested = [a for a in _types_of(model, group) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            return ""
+        model = nested[0]
+    near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.0)
+    return f"; the nearest key is {'.'.join([*groups, *near])}"
+
+
+def _types_of(model: type[BaseModel], name: str) -> tuple[Any, ...]:
+    """The type of a field, or the members of its union."""
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    return get_args(annotation) or (annotation,)

@@ -5,13 +5,18 @@ the batch comes last. The smooth term 1 is in the denominators only (as publishe
 empty prediction costs 1, not 0.
 
 With one logit map (K = 1) p is its sigmoid. With K > 1 maps p is the softmax; region losses are the mean over
-the foreground classes 1...K-1, and the cross-entropies run over all classes.
+the foreground classes 1...K-1 or, where asked for, over all (with K = 1 then of p and 1 - p). The cross-entropies
+run over all classes, always.
+
+MONAI's Dice, Tversky and focal losses give the same numbers (the tests hold it), but know no voxel mask without
+changing the probabilities, so ours stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,17 +36,22 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # Lin et al. 2017
 
 @dataclass(frozen=True)
 class _Voxels:
-    """Flattened batch: probabilities and targets of the foreground classes, and the mask, all float32.
+    """Flattened batch: probabilities and targets of the region classes, and the mask; float32 or float64.
 
-    `p`, `t` are `(B, F, N)`; `log_true` is the log-probability of each voxel's own class `(B, N)`;
-    `foreground` and `w` are `(B, N)`.
+    `p`, `t` are `(B, F, N)`; `log_true` is the log-probability of each voxel's own class `(B, N)`; `labels` (int64,
+    the classes) and `w` are `(B, N)`.
     """
 
     p: Tensor
     t: Tensor
     log_true: Tensor
-    foreground: Tensor
+    labels: Tensor
     w: Tensor
+
+    @property
+    def foreground(self) -> Tensor:
+        """1 where the class is not background, `(B, N)`."""
+        return (self.labels > 0).to(self.w)
 
     def sum(self, values_BFN: Tensor) -> Tensor:
         """Masked sum over the volume: `(B, F)`."""
@@ -53,7 +63,7 @@ class _Voxels:
         return (values_BN * weights).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-12)
 
 
-def _flatten(logits: Tensor, target: Tensor, weight: Tensor | None) -> _Voxels:
+def _flatten(logits: Tensor, target: Tensor, weight: Tensor | None, background: bool) -> _Voxels:
     if logits.ndim != 5 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise UsageError(
             "CONFIG_INVALID",
@@ -62,17 +72,22 @@ def _flatten(logits: Tensor, target: Tensor, weight: Tensor | None) -> _Voxels:
         )
     batch, classes = logits.shape[:2]
     # float32 also under autocast: sums over millions of voxels overflow float16
-    flat = logits.float().reshape(batch, classes, -1)
+    flat = (logits if logits.dtype == torch.float64 else logits.float()).reshape(batch, classes, -1)
     labels = target.reshape(batch, -1).long()
-    w = flat.new_ones(labels.shape) if weight is None else weight.reshape(batch, -1).float()
+    w = flat.new_ones(labels.shape) if weight is None else weight.reshape(batch, -1).to(flat)
     if classes == 1:
-        t = (labels > 0).float()
+        labels = (labels > 0).long()
+        t = labels.to(flat)
         log_true = -functional.binary_cross_entropy_with_logits(flat[:, 0], t, reduction="none")
-        return _Voxels(torch.sigmoid(flat), t[:, None], log_true, t, w)
+        p, t = torch.sigmoid(flat), t[:, None]
+        if background:
+            p, t = torch.cat([torch.sigmoid(-flat), p], dim=1), torch.cat([1 - t, t], dim=1)
+        return _Voxels(p, t, log_true, labels, w)
     log_p = torch.log_softmax(flat, dim=1)
     log_true = log_p.gather(1, labels[:, None])[:, 0]
-    one_hot = torch.stack([(labels == k).float() for k in range(1, classes)], dim=1)
-    return _Voxels(log_p[:, 1:].exp(), one_hot, log_true, (labels > 0).float(), w)
+    first = 0 if background else 1
+    one_hot = torch.stack([(labels == k).to(flat) for k in range(first, classes)], dim=1)
+    return _Voxels(log_p[:, first:].exp(), one_hot, log_true, labels, w)
 
 
 def _dice_score(v: _Voxels) -> Tensor:
@@ -118,9 +133,11 @@ def _bce(v: _Voxels) -> Tensor:
     return v.mean(-v.log_true)
 
 
-def _wce(v: _Voxels) -> Tensor:
-    """Cross-entropy with weights 0.05 (background) and 1 (foreground), divided by the sum of the weights."""
-    return v.mean(-v.log_true, WCE_BACKGROUND + (1 - WCE_BACKGROUND) * v.foreground)
+def _wce(v: _Voxels, class_weights: Sequence[float] | None = None) -> Tensor:
+    """Cross-entropy divided by the sum of the weights; by default 0.05 for background and 1 for the other classes."""
+    if class_weights is None:
+        return v.mean(-v.log_true, WCE_BACKGROUND + (1 - WCE_BACKGROUND) * v.foreground)
+    return v.mean(-v.log_true, v.w.new_tensor(class_weights)[v.labels])
 
 
 def _focal(v: _Voxels) -> Tensor:
@@ -153,23 +170,44 @@ LOSSES: dict[str, Callable[[_Voxels], Tensor]] = {
 }
 
 
-def build_loss(name: str = "tversky") -> Loss:
+def build_loss(
+    name: str = "tversky", *, background: bool = False, class_weights: Sequence[float] | None = None
+) -> Loss:
     """Return a loss by name.
 
     The result takes `logits_BKZYX` (any float dtype), `target_BZYX` (integer classes; with K = 1 nonzero is
-    foreground) and `weight_BZYX` (0 = voxel ignored, 1 = counted) or None, and gives a float32 scalar.
+    foreground) and `weight_BZYX` (0 = voxel ignored, 1 = counted) or None, and gives a scalar: float64 for float64
+    logits, else float32.
+
+    Parameters
+    ----------
+    name
+        A key of `LOSSES`.
+    background
+        Region losses count the background as a class; the cross-entropies always do.
+    class_weights
+        Weight of each class of `wce`, background first; two for one logit map.
 
     Raises
     ------
     UsageError
-        No loss has that name.
+        No loss has that name, it takes no class weights, or they are not one for each class.
     """
     if name not in LOSSES:
         raise UsageError("CONFIG_INVALID", f"loss {name!r}: expected one of {', '.join(sorted(LOSSES))}")
     formula = LOSSES[name]
+    if class_weights is not None:
+        if name != "wce":
+            raise UsageError("CONFIG_INVALID", f"loss {name}: class weights belong to the loss wce alone")
+        formula = partial(_wce, class_weights=tuple(class_weights))
 
     def loss(logits_BKZYX: Tensor, target_BZYX: Tensor, weight_BZYX: Tensor | None = None) -> Tensor:
-        return formula(_flatten(logits_BKZYX, target_BZYX, weight_BZYX)).mean()
+        classes = max(logits_BKZYX.shape[1], 2)
+        if class_weights is not None and len(class_weights) != classes:
+            raise UsageError(
+                "CONFIG_INVALID", f"class weights {list(class_weights)}: expected {classes}, background first"
+            )
+        return formula(_flatten(logits_BKZYX, target_BZYX, weight_BZYX, background)).mean()
 
     return loss
 
@@ -189,7 +227,7 @@ class AlphaSchedule:
 
 @dataclass(frozen=True)
 class DeepSupervision:
-    """Loss over the four maps of a network in training: (l1 + l2 + l3) alpha + l4.
+    """Loss over the maps of a network in training: alpha (w1 l1 + ... ) + w l of the finest.
 
     Parameters
     ----------
@@ -197,10 +235,13 @@ class DeepSupervision:
         What `build_loss` returns.
     schedule
         Weight of the coarse maps over the epochs.
+    weights
+        Weight of each map, coarse to fine; None is 1 each, the published (l1 + l2 + l3) alpha + l4.
     """
 
     loss: Loss
     schedule: AlphaSchedule = field(default_factory=AlphaSchedule)
+    weights: Sequence[float] | None = None
 
     def __call__(
         self,
@@ -210,10 +251,17 @@ class DeepSupervision:
         *,
         epoch: float = 0.0,
     ) -> Tensor:
-        """Sum the losses of `maps` (coarse to fine, all at the target's size) at an epoch."""
-        *coarse, fine = maps
-        total = self.loss(fine, target_BZYX, weight_BZYX)
-        if not coarse:
-            return total
-        alpha = self.schedule.at(epoch)
-        return total + alpha * torch.stack([self.loss(m, target_BZYX, weight_BZYX) for m in coarse]).sum()
+        """Sum the losses of `maps` (coarse to fine, all at the target's size) at an epoch.
+
+        Raises
+        ------
+        UsageError
+            CONFIG_INVALID: there are not as many maps as weights.
+        """
+        weights = self.weights or (1.0,) * len(maps)
+        if len(weights) != len(maps):
+            raise UsageError("CONFIG_INVALID", f"deep supervision: {len(maps)} maps, expected {len(weights)}")
+        *coarse, fine = (
+            weight * self.loss(m, target_BZYX, weight_BZYX) for weight, m in zip(weights, maps, strict=True)
+        )
+        return fine + self.schedule.at(epoch) * torch.stack(coarse).sum() if coarse else fine

@@ -10,11 +10,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from livprep.errors import CODES, LivError
+from livprep.errors import CODES, LivError, trace
+
+SHOW_TEXT = "LIVPREP_DEBUG"
+"""Environment variable: also print the text of an error that is a defect, and of its causes."""
 
 
 class LazyGroup(click.Group):
@@ -85,9 +89,14 @@ def run(group: click.Group, program: str) -> None:
 
 
 def _internal(program: str, error: BaseException) -> None:
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
+    """Say what kind of defect it is and where; its text, which may quote a patient's header, only on request."""
+    if os.environ.get(SHOW_TEXT):
         traceback.print_exception(error)
-    _say(program, "INTERNAL", f"{type(error).__name__}: {error}", CODES["INTERNAL"].remedy)
+    elif logging.getLogger().isEnabledFor(logging.DEBUG):
+        click.echo(f"Traceback (most recent call last):\n{trace(error)}", err=True)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    _say(program, "INTERNAL", f"{type(error).__name__}{where}", CODES["INTERNAL"].remedy)
     sys.exit(1)
 
 

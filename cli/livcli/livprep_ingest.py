@@ -154,6 +154,7 @@ def _print_plan(planned: Any, as_json: bool) -> None:
             click.echo(
                 f"{need.case_id:<14} {need.voxel_bytes / 1e6:8.1f} MB of HU, "
                 f"{need.peak_bytes / 1e6:8.1f} MB memory, {need.disk_bytes / 1e6:8.1f} MB disk"
+                + ("" if need.shape_zyx is None else f", {'×'.join(map(str, need.shape_zyx))} voxels (zyx)")
             )
     for entry in planned.found.rejected:
         record = {"case": entry.case_id, "status": "rejected", "code": entry.code, "detail": entry.detail}

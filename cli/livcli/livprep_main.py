@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("livcli.livprep_export:export", "Write the store for nnU-Net, MONAI (decathlon), NIfTI or Croissant."),
     "phantom": ("livcli.livprep_phantom:phantom", "Write synthetic patients in the layout of a data set."),
     "remove": ("livcli.livprep_store:remove", "Remove a case from the store."),
+    "migrate": ("livcli.livprep_store:migrate", "Bring a store of an older version up."),
     "gc": ("livcli.livprep_store:gc", "Delete what killed runs left behind."),
     "catalog": ("livcli.livprep_catalog:catalog", "Show and check the catalogue of the data sets."),
     "explain": ("livcli.livprep_catalog:explain", "Say what a code means and what to do."),

@@ -1,4 +1,4 @@
-"""`livprep remove` and `livprep gc`."""
+"""`livprep remove`, `livprep migrate` and `livprep gc`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from livcli.options import store_option
+from livcli.options import output_options, store_option
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +19,26 @@ def remove(case: str, store: Path) -> None:
     open_store(store).case(case)
     remove_case(store, case)
     click.echo(f"{case} removed")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@store_option
+@output_options
+def migrate(store: Path, as_json: bool, quiet: bool) -> int:
+    """Bring a store that an older livprep wrote to the current version, case by case; run it again if it was stopped.
+
+    Older stores can be read without it. A store of a newer version is refused.
+    """
+    from livcli.progress import report
+    from livprep.schema import SCHEMA_VERSION
+    from livprep.store import migrate_store, open_store, version_of
+
+    version, cases = version_of(store), len(open_store(store))
+    receipts = list(migrate_store(store))
+    if version == SCHEMA_VERSION and all(receipt.status == "unchanged" for receipt in receipts) and not as_json:
+        click.echo(f"nothing to do: {cases} case(s) of version {SCHEMA_VERSION} in {store}")
+        return 0
+    return report(iter(receipts), cases, "migrate", as_json=as_json, quiet=quiet)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -42,7 +42,7 @@ _LINE_EVERY_S = 10.0
     help="YAML with settings; a run's config.yaml repeats that run.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, as augment.noise=0.1.")
-@click.option("--preset", help="gpu or fast-cpu.  [default: by device]")
+@click.option("--preset", help="gpu, fast-cpu, h200, lits2017, ...; a wrong one lists them.  [default: by device]")
 @click.option("--network", help="Name of a network; a wrong one lists them.  [default: resunet]")
 @click.option("--loss", help="Name of a loss; a wrong one lists them.  [default: by preset]")
 @click.option(

@@ -10,6 +10,7 @@ from livprep.provenance import package_version
 COMMANDS = {
     "fit": ("livcli.livtrain_fit:fit", "Train one stage on patches streamed from the store."),
     "predict": ("livcli.livtrain_predict:predict", "Segment stored cases or raw scans."),
+    "bench": ("livcli.livtrain_bench:bench", "Measure throughput on this machine and store."),
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
 }
 

@@ -47,7 +47,7 @@ def output_options(command: F) -> F:
         count=True,
         callback=_verbosity,
         expose_value=False,
-        help="Log what happens; -v shows tracebacks.",
+        help="Log what happens; -v shows where a defect lies, without texts (LIVPREP_DEBUG=1: with them).",
     )(command)
 
 

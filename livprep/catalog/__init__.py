@@ -7,6 +7,7 @@ cases are one patient. Loading cross-checks the facts, so a typing error in one 
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from livprep.cases import printable
 from livprep.catalog.fact import Fact
 from livprep.catalog.ircadb import IrcadbCase, IrcadbFacts, IrcadbLayout, LiverHu, MaskRole, MaskRoles
 from livprep.catalog.lits import DecathlonLayout, LitsFacts, LitsFile, LitsHeader, LitsLayout, LitsRepair, NumberRange
@@ -52,6 +54,9 @@ __all__ = [
 FILE_NAME = "catalog.yaml"
 SIZE_LIMIT_BYTES = 1_000_000
 """A larger file is no catalogue (ours has 20 kB); a folder of unknown origin may bring its own."""
+
+
+MAX_DEPTH = 20
 
 
 class Catalog(Fact):
@@ -118,20 +123,31 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node.value, str):
+                raise CatalogError("CATALOG_INVALID", f"line {line}: a key is no plain text")
             if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise CatalogError("CATALOG_INVALID", f"line {line}: key {key_node.value!r} is given twice")
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+                raise CatalogError("CATALOG_INVALID", f"line {line}: key {key_node.value[:80]!r} is given twice")
+            seen.add(key_node.value)
         constructed: dict[Any, Any] = super().construct_mapping(node, deep)
         return constructed
 
 
 def _parse(text: str) -> Any:
+    depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:  # libyaml's binding recurses until the stack ends
+            raise CatalogError("CATALOG_INVALID", f"nested deeper than {MAX_DEPTH}")
         if isinstance(event, yaml.AliasEvent):  # nested aliases can blow up a small file without bound
             raise CatalogError("CATALOG_INVALID", f"alias *{event.anchor}: aliases are not allowed")
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader derives from the safe loader
+
+
+@cache
+def _default_facts() -> Any:
+    """The catalogue that comes with livprep, parsed; not to be changed."""
+    return _parse(_default_text())
 
 
 def _default_text() -> str:
@@ -140,6 +156,14 @@ def _default_text() -> str:
         return packaged.read_text(encoding="utf-8")
     # An editable install: the file lies at the repository's root, beside the package.
     return Path(__file__).resolve().parents[2].joinpath(FILE_NAME).read_text(encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(SIZE_LIMIT_BYTES + 1)
+    if len(data) > SIZE_LIMIT_BYTES:
+        raise CatalogError("CATALOG_INVALID", f"larger than {SIZE_LIMIT_BYTES} bytes")
+    return data.decode("utf-8")
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
@@ -156,26 +180,26 @@ def load_catalog(path: Path | None = None) -> Catalog:
     CatalogError
         CATALOG_INVALID: no readable YAML, a key given twice, an unknown key, or facts that contradict others.
     """
-    name = FILE_NAME if path is None else path.name
+    name = FILE_NAME if path is None else printable(path.name)
     try:
-        if path is not None and path.stat().st_size > SIZE_LIMIT_BYTES:
-            raise CatalogError("CATALOG_INVALID", f"larger than {SIZE_LIMIT_BYTES} bytes")
-        data = _parse(_default_text() if path is None else path.read_text(encoding="utf-8"))
+        data = _default_facts() if path is None else _parse(_read(path))
         if path is not None and isinstance(data, dict) and "own" in data:
-            data = _parse(_default_text()) | data
+            data = _default_facts() | data
         return Catalog.model_validate(data)
     except CatalogError as error:
         raise CatalogError("CATALOG_INVALID", f"catalogue {name}: {error.message}") from None
     except ValidationError as error:
         raise CatalogError("CATALOG_INVALID", f"catalogue {name}: {_first_faults(error)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError) as error:
+        # PyYAML passes on what a scalar's own type raises: a 13th month, a number of 5000 digits, no date at all.
+        what = printable(" ".join(str(error).split())[:300]) or type(error).__name__
         raise CatalogError("CATALOG_INVALID", f"catalogue {name}: not readable as YAML: {what}") from error
 
 
 def _first_faults(error: ValidationError, limit: int = 3) -> str:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     shown = [f"{'.'.join(map(str, fault['loc'])) or 'facts'}: {fault['msg']}" for fault in faults[:limit]]
+    shown = [printable(line[:300]) for line in shown]
     more = f" (and {len(faults) - limit} more)" if len(faults) > limit else ""
     return "; ".join(shown) + more
 

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from livprep.catalog.fact import Fact, number_in
+from livprep.catalog.fact import Fact, Template, number_in
 
 
 class MaskRole(StrEnum):
@@ -24,11 +24,11 @@ class MaskRole(StrEnum):
 class IrcadbLayout(Fact):
     """Names of folders, zips (`<name>.zip`) and files of 3DIRCADb."""
 
-    case_folder: str
+    case_folder: Template
     scan: str
     masks: str
     ignored: tuple[str, ...]
-    slice_file: str
+    slice_file: Template
 
     def case_number(self, folder_name: str) -> int | None:
         """Patient number of a folder name, e.g. 7 of `3Dircadb1.7`, else None."""

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from livprep.catalog.fact import Fact, number_in
+from livprep.catalog.fact import Fact, Template, number_in
 from livprep.geometry import Geometry, Shape, Triple
 
 _LPS_OF_LETTER: dict[str, tuple[int, float]] = {
@@ -82,16 +82,16 @@ class DecathlonLayout(Fact):
     volumes: str
     labels: str
     test_volumes: str
-    file: str
+    file: Template
 
 
 class LitsLayout(Fact):
     """Names of the files of LiTS."""
 
-    volume: str
-    label: str
-    test_volume: str
-    test_label: str
+    volume: Template
+    label: Template
+    test_volume: Template
+    test_label: Template
     suffixes: tuple[str, ...]
     decathlon: DecathlonLayout
 

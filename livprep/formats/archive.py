@@ -1,7 +1,8 @@
 """Files on disk and inside zips, seen as one tree and read without extracting.
 
 Zips are opened with limits: an entry that claims more than `MAX_MEMBER_BYTES`, or expands more than
-`MAX_RATIO`-fold above 64 MiB, is refused before it is read. Names from zips are never used as paths to write.
+`MAX_RATIO`-fold above 512 MiB, is refused before it is read; entries that overlap, directories without end and zips
+in zips that would fill the memory are refused. Names from zips are never used as paths to write.
 """
 
 from __future__ import annotations
@@ -17,25 +18,27 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from isal import isal_zlib
+from typing import BinaryIO
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
+from livprep.formats.bounded import MAX_EXPANSION, InflateError, open_regular, overlap, read_entry
 
 MAX_MEMBER_BYTES = 4 << 30
-MAX_RATIO = 1200.0
-"""3DIRCADb's mask slices compress up to about 1000-fold (mostly zeros), so the ratio alone refuses little."""
-_RATIO_FLOOR_BYTES = 64 << 20
+MAX_RATIO = float(MAX_EXPANSION)
+"""Asked of large entries alone: mask slices of 3DIRCADb compress up to about 1000-fold (mostly zeros)."""
+_RATIO_FLOOR_BYTES = 512 << 20
+"""LiTS's longest label volume (987 slices) has 518 MB as int16, and may be almost empty."""
+MAX_NESTED_BYTES = 256 << 20
+"""Of a zip in a zip, which is held in memory; those of 3DIRCADb have up to 80 MB."""
 MAX_MEMBERS = 200_000
 MAX_DEPTH = 3
+_MAX_DEFLATE = 1032
+"""The most that deflate expands: 258 bytes from 2 bits."""
 _SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENCRYPTED, _UTF8 = 0x1, 0x800
-_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, _InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
-    NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    NotImplementedError, RuntimeError, IndexError,
 )  # fmt: skip
 """All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""
 
@@ -74,6 +77,8 @@ class _Walk:
     faults: Faults | None
     linked: set[str] = field(default_factory=set)
     """Folders entered through links, each once: links among folders could otherwise multiply without end."""
+    entries: int = 0
+    """Of the zip that is being listed and of all zips in it."""
 
     def path(self, path: Path, parts: Parts) -> Iterator[tuple[Parts, FileRef]]:
         """Yield what lies at a path on disk; `parts` are those of its parent."""
@@ -91,6 +96,7 @@ class _Walk:
             yield from self.path(child, parts)
         if stat.S_ISREG(mode):
             if path.suffix.lower() == ".zip":
+                self.entries = 0
                 yield from self.zip(FileRef(str(path)), (*parts[:-1], path.name[:-4]))
             else:
                 yield parts, FileRef(str(path))
@@ -109,13 +115,14 @@ class _Walk:
     def zip(self, ref: FileRef, parts: Parts) -> Iterator[tuple[Parts, FileRef]]:
         """Yield what lies in a zip; `parts` include its stem."""
         try:
-            infos = _list_zip(ref)
+            infos = _list_zip(ref, self.entries)
         except SourceError as error:
             self._refuse(parts, error)
             return
+        self.entries += len(infos)
         for info in infos:
             names = tuple(name for name in info.filename.split("/") if name not in ("", "."))
-            if info.is_dir() or not names or _SKIP.intersection(names) or ".." in names:
+            if info.filename.endswith("/") or not names or _SKIP.intersection(names) or ".." in names:
                 continue
             inner = FileRef(ref.path, (*ref.members, info.filename))
             if names[-1].lower().endswith(".zip"):
@@ -129,12 +136,14 @@ class _Walk:
         self.faults.append((parts, error))
 
 
-def _list_zip(ref: FileRef) -> list[zipfile.ZipInfo]:
+def _list_zip(ref: FileRef, before: int) -> list[zipfile.ZipInfo]:
     if len(ref.members) >= MAX_DEPTH:
         raise SourceError("ARCHIVE_LIMIT", f"{ref}: zips nested deeper than {MAX_DEPTH}")
     infos = _open_zip(ref).infolist()
-    if len(infos) > MAX_MEMBERS:
-        raise SourceError("ARCHIVE_LIMIT", f"{ref}: {len(infos)} entries, expected at most {MAX_MEMBERS}")
+    if before + len(infos) > MAX_MEMBERS:
+        raise SourceError("ARCHIVE_LIMIT", f"{ref}: {before + len(infos)} entries, expected at most {MAX_MEMBERS}")
+    if overlap(infos):
+        raise SourceError("ARCHIVE_BAD", f"{ref}: its entries overlap")
     return sorted(infos, key=lambda info: info.filename)
 
 
@@ -146,53 +155,48 @@ def read_bytes(ref: FileRef) -> bytes:
     SourceError
         SOURCE_MISSING, ARCHIVE_BAD (damaged zip or entry) or ARCHIVE_LIMIT.
     """
+    return _read(ref, None, MAX_MEMBER_BYTES)
+
+
+def read_start(ref: FileRef, size: int) -> bytes:
+    """Return up to `size` bytes from the begin of a file, without the rest; raises as `read_bytes` does."""
+    return _read(ref, size, MAX_MEMBER_BYTES)
+
+
+def _read(ref: FileRef, size: int | None, limit: int) -> bytes:
     if not ref.members:
-        try:
-            return Path(ref.path).read_bytes()
-        except OSError as error:
-            raise SourceError("SOURCE_MISSING", f"{ref}: {error.strerror or 'cannot be read'}") from error
+        return _read_plain(ref, size, limit)
     archive = _open_zip(FileRef(ref.path, ref.members[:-1]))
     try:
         info = archive.getinfo(ref.members[-1])
-        _check_limits(ref, info)
-        return _read_entry(archive, info)
-    except SourceError:
-        raise
     except KeyError as error:
         raise SourceError("SOURCE_MISSING", f"{ref}: no such entry in the zip") from error
+    _check_limits(ref, info, limit)
+    try:
+        return read_entry(archive, info, size)
     except _DAMAGE as error:
         raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from error
+    except MemoryError:  # LZMA takes its dictionary at once, by the size that the entry states
+        raise SourceError("ARCHIVE_LIMIT", f"{ref}: the zip entry does not fit into memory") from None
 
 
-def _read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Content of an entry; deflated ones (PKWARE APPNOTE, 4.3.7) are inflated at once by ISA-L, 2.5 times faster.
-
-    Never more than the stated size is inflated, and length and CRC must be those stated.
-    """
-    file = archive.fp
-    if file is None or info.compress_type != zipfile.ZIP_DEFLATED or info.flag_bits & _ENCRYPTED:
-        return archive.read(info)
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL_HEADER.size)
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    name = file.read(name_length)
-    if signature != b"PK\3\4" or name != info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437"):
-        raise zipfile.BadZipFile("the local header is not that of the directory")
-    file.seek(extra_length, io.SEEK_CUR)
-    stream = isal_zlib.decompressobj(wbits=-zlib.MAX_WBITS)
-    content: bytes = stream.decompress(file.read(info.compress_size), max_length=info.file_size + 1)
-    if len(content) != info.file_size or isal_zlib.crc32(content) != info.CRC:
-        raise zipfile.BadZipFile("the entry's length or CRC is not that of the directory")
-    return content
+def _read_plain(ref: FileRef, size: int | None, limit: int) -> bytes:
+    try:
+        with open_regular(ref.path) as file:
+            if size is None and (found := os.fstat(file.fileno()).st_size) > limit:
+                raise SourceError("ARCHIVE_LIMIT", f"{ref}: has {found} bytes, expected at most {limit}")
+            return file.read() if size is None else file.read(size)
+    except OSError as error:
+        raise SourceError("SOURCE_MISSING", f"{ref}: {error.strerror or 'cannot be read'}") from error
 
 
-def _check_limits(ref: FileRef, info: zipfile.ZipInfo) -> None:
+def _check_limits(ref: FileRef, info: zipfile.ZipInfo, limit: int) -> None:
     ratio = info.file_size / max(1, info.compress_size)
-    if info.file_size > MAX_MEMBER_BYTES or (info.file_size > _RATIO_FLOOR_BYTES and ratio > MAX_RATIO):
+    if info.file_size > limit or (info.file_size > _RATIO_FLOOR_BYTES and ratio > MAX_RATIO):
         raise SourceError(
             "ARCHIVE_LIMIT",
             f"{ref}: the entry expands {ratio:.0f}-fold to {info.file_size} bytes, "
-            f"expected at most {MAX_RATIO:.0f}-fold and {MAX_MEMBER_BYTES} bytes",
+            f"expected at most {MAX_RATIO:.0f}-fold and {limit} bytes",
         )
 
 
@@ -200,48 +204,75 @@ class _Handles(threading.local):
     """The zips that one thread has open; a case's slices come from the same one or two."""
 
     def __init__(self) -> None:
-        self.archives: dict[FileRef, zipfile.ZipFile] = {}
+        self.archives: dict[FileRef, tuple[zipfile.ZipFile, BinaryIO, int]] = {}
+        """Each with its file, and the memory that it takes."""
 
 
 _handles = _Handles()
 _MAX_OPEN = 4
+_MAX_HELD = 2 * MAX_NESTED_BYTES
 
 
 def _open_zip(ref: FileRef) -> zipfile.ZipFile:
     if ref in _handles.archives:
-        return _handles.archives[ref]
+        return _handles.archives[ref][0]
     try:
-        archive = zipfile.ZipFile(io.BytesIO(read_bytes(ref)) if ref.members else ref.path)
-    except SourceError:
-        raise
-    except _DAMAGE as error:
+        limit = min(MAX_NESTED_BYTES, MAX_MEMBER_BYTES)
+        file: BinaryIO = io.BytesIO(_read(ref, None, limit)) if ref.members else open_regular(ref.path)
+    except OSError as error:
         raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from error
-    while len(_handles.archives) >= _MAX_OPEN:
-        _handles.archives.pop(next(iter(_handles.archives))).close()
-    _handles.archives[ref] = archive
+    try:
+        archive = zipfile.ZipFile(file)
+    except _DAMAGE as error:
+        file.close()
+        raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from error
+    memory = len(file.getbuffer()) if isinstance(file, io.BytesIO) else 0
+    while len(_handles.archives) >= _MAX_OPEN or memory + sum(e[2] for e in _handles.archives.values()) > _MAX_HELD:
+        _close(next(iter(_handles.archives)))
+    _handles.archives[ref] = archive, file, memory
     return archive
+
+
+def _close(ref: FileRef) -> None:
+    archive, file, _ = _handles.archives.pop(ref)
+    archive.close()
+    file.close()
 
 
 def close_archives() -> None:
     """Close the zips that this thread keeps open (at the end of a case)."""
     while _handles.archives:
-        _handles.archives.popitem()[1].close()
+        _close(next(iter(_handles.archives)))
 
 
 def uncompressed_size(ref: FileRef) -> int:
     """Bytes that a file holds once every zip and gzip around it is undone; 0 where it cannot be told.
 
-    A gzip states its length modulo 4 GiB in its last four bytes (RFC 1952); it is an estimate, not a check.
+    A gzip states its length modulo 4 GiB in its last four bytes (RFC 1952); it is an estimate, not a check. What
+    states more than it can hold, or more than would be read, has no say in what a run needs.
     """
     try:
         if ref.members:
-            size = _open_zip(FileRef(ref.path, ref.members[:-1])).getinfo(ref.members[-1]).file_size
-            return size * (3 if ref.name.endswith(".gz") else 1)
-        size = Path(ref.path).stat().st_size
-        if not ref.name.endswith(".gz"):
-            return size
-        with Path(ref.path).open("rb") as file:
+            info = _open_zip(FileRef(ref.path, ref.members[:-1])).getinfo(ref.members[-1])
+            _check_limits(ref, info, MAX_MEMBER_BYTES)
+            return info.file_size * (3 if ref.name.endswith(".gz") else 1)
+        with open_regular(ref.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not ref.name.endswith(".gz"):
+                return size
             file.seek(-4, os.SEEK_END)
-            return max(size, int.from_bytes(file.read(4), "little"))
+            return max(size, min(int.from_bytes(file.read(4), "little"), size * _MAX_DEFLATE))
+    except (OSError, KeyError, ValueError, SourceError):
+        return 0
+
+
+def stored_size(ref: FileRef) -> int:
+    """Bytes that a file takes in the zip around it, or on disk; 0 where it cannot be told."""
+    try:
+        if not ref.members:
+            return Path(ref.path).stat().st_size
+        around = FileRef(ref.path, ref.members[:-1])
+        own = _open_zip(around).getinfo(ref.members[-1]).compress_size
+        return min(own, stored_size(around)) if around.members else own
     except (OSError, KeyError, ValueError, SourceError):
         return 0

@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
+from livprep.formats.bounded import FREE_BYTES, MAX_EXPANSION, is_amplified
 from livprep.formats.dicom_checks import (
     AIR_HU,
     check_complete,
     check_rescale,
+    check_rescale_type,
     check_uniform,
     header_notes,
     slice_distance,
@@ -82,6 +84,7 @@ def read_mask(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> Mask
     """
     slices, _ = _parse(reader, role, refs)
     geometry, _ = _order(role, slices)
+    _check_memory(role, slices)
     mask = np.zeros(geometry.shape_zyx, dtype=np.bool_)
     for entry, inside in zip(slices, mask, strict=True):
         values = entry.pixels.values()
@@ -107,15 +110,18 @@ def _parse(reader: HashingReader, role: str, refs: Sequence[FileRef]) -> tuple[l
     return slices, aside
 
 
+@np.errstate(all="ignore")
 def assemble(role: str, slices: list[Slice]) -> Series:
     """Check that slices form one series, decode and stack them along the normal; empties `slices`."""
     geometry, notes = _order(role, slices)
+    _check_memory(role, slices)
     hu, padding = _decode(role, slices)
     notes += [*check_rescale(role, slices, hu), *padding]
     slices.clear()
     return Series(hu, geometry, tuple(notes))
 
 
+@np.errstate(all="ignore")  # odd numbers are refused by value, without numpy's remarks
 def _order(role: str, slices: list[Slice]) -> tuple[Geometry, list[Note]]:
     """Sort slices along the normal and check that they form one series, by their headers alone."""
     check_uniform(role, slices)
@@ -132,7 +138,21 @@ def _order(role: str, slices: list[Slice]) -> tuple[Geometry, list[Note]]:
         geometry = Geometry.from_affine_lps(affine, (len(slices), *first.pixels.shape))
     except GeometryError as error:
         raise SourceError("SERIES_TAG", f"{role}: {error.message}") from None
-    return geometry, [*header_notes(role, slices, dz), *check_complete(role, slices, dz)]
+    notes = [*header_notes(role, slices, dz), *check_rescale_type(role, slices), *check_complete(role, slices, dz)]
+    return geometry, notes
+
+
+def _check_memory(role: str, slices: Sequence[Slice]) -> None:
+    """Refuse pixels that the files cannot hold, before there is an array for them."""
+    rows, columns = slices[0].pixels.shape
+    needed = 2 * len(slices) * rows * columns  # HU are int16
+    stored = sum({id(entry.pixels.elements): entry.pixels.stored_bytes for entry in slices}.values())
+    if is_amplified(needed, stored):
+        raise SourceError(
+            "SERIES_LIMIT",
+            f"{role}: {len(slices)} slices of {rows} x {columns} pixels from {stored} bytes, "
+            f"expected {FREE_BYTES} bytes of HU at most, or {MAX_EXPANSION} for each byte",
+        )
 
 
 def _decode(role: str, slices: Sequence[Slice]) -> tuple[IntArray, tuple[Note, ...]]:

@@ -26,6 +26,16 @@ TILT_TOLERANCE_DEGREES = 0.1
 AIR_HU = -1024
 """Where 12-bit scanners end; padding of this value is air to every reader."""
 
+OTHER_QUANTITIES = {
+    "OD": "optical densities in thousandths",
+    "MGML": "mg/ml",
+    "Z_EFF": "effective atomic numbers",
+    "ED": "electron densities",
+    "EDW": "electron densities relative to water",
+    "PCT": "percent",
+}
+"""Defined terms of RescaleType (PS3.3 C.11.1.1.2) that are no HU; the terms alone ever enter a message."""
+
 
 def check_uniform(role: str, slices: Sequence[Slice]) -> None:
     """Raise where slices differ in what one series must share."""
@@ -117,16 +127,51 @@ def check_complete(role: str, slices: Sequence[Slice], dz: float) -> Iterator[No
         )
     if len(numbers) == len(slices) > 1 and step != 1:
         yield Note("SERIES_NUMBERING", f"{role}: InstanceNumber has gaps or leaps where the positions are even")
-    counts = {s.images for s in slices}
-    expected = counts.pop() or 0 if len(counts) == 1 and len({s.acquisition for s in slices}) == 1 else 0
-    if expected <= 0 or expected == len(slices):
-        return
-    ends = {min(numbers), max(numbers) - expected} if step == 1 else set()
-    if len(slices) < expected and ends & {0, 1, -1}:
-        raise SourceError(
-            "SERIES_INCOMPLETE", f"{role}: {len(slices)} slices, but the header counts {expected}; one end is missing"
-        )
-    yield Note("SERIES_COUNT", f"{role}: {len(slices)} slices, the header counts {expected}")
+    yield from _check_counts(role, slices, numbers if step == 1 else [])
+
+
+def _check_counts(role: str, slices: Sequence[Slice], numbers: Sequence[int]) -> Iterator[Note]:
+    """Compare the slices with the counts of their headers, acquisition by acquisition.
+
+    ImagesInAcquisition counts one acquisition (PS3.3 C.7.6.1.1), and a series may hold several; an acquisition may
+    also be reconstructed into several series, so that a count alone is no proof. `numbers` are the InstanceNumbers
+    where they follow the slices one by one: with them the end that is missing is known.
+    """
+    have = Counter(s.acquisition for s in slices)  # in the order of position
+    stated = {key: {s.images or 0 for s in slices if s.acquisition == key} for key in have}
+    expected = {key: counts.pop() if len(counts) == 1 else 0 for key, counts in stated.items()}
+    if any(count <= 0 for count in expected.values()):
+        whole = {s.series_images or 0 for s in slices}
+        have, expected = Counter({"": len(slices)}), {"": whole.pop() if len(whole) == 1 else 0}
+    odd = [key for key in expected if have[key] != expected[key]]
+    if min(expected.values()) <= 0 or not odd or set(expected.values()) == {len(slices)}:
+        return  # the last: some scanners count the whole series in every acquisition
+    some = f"{role}: " if len(expected) == 1 else f"{role}: in {len(odd)} of {len(expected)} acquisitions, in one "
+    found, counted = f"{some}{have[odd[0]]} slices", f"the header counts {expected[odd[0]]}"
+    total = sum(expected.values())
+    ends = {min(numbers), max(numbers) - total} if numbers else set()
+    if len(slices) < total and len(odd) == 1 and ends & {0, 1, -1}:
+        raise SourceError("SERIES_INCOMPLETE", f"{found}, but {counted}; one end is missing")
+    yield Note("SERIES_COUNT", f"{found}, {counted}")
+
+
+def check_rescale_type(role: str, slices: Sequence[Slice]) -> Iterator[Note]:
+    """Look at what the rescaled values are said to be (PS3.3 C.11.1.1.2); nothing stated means HU.
+
+    Other quantities than HU are refused. Unspecified and modified HU are taken as HU, and said: what the values
+    show decides then.
+    """
+    for entry in slices if role == "image" else ():
+        if entry.rescale_type in OTHER_QUANTITIES:
+            raise SourceError(
+                "SERIES_RESCALE_TYPE",
+                f"{entry}: RescaleType {entry.rescale_type}: the values are {OTHER_QUANTITIES[entry.rescale_type]}, "
+                "expected HU",
+            )
+    if role == "image" and any(s.rescale_type not in ("", "HU") for s in slices):
+        known = sorted({s.rescale_type for s in slices} & {"US", "HU_MOD"})
+        shown = " and ".join(known) or "none of the standard's"
+        yield Note("SERIES_RESCALE_UNIT", f"{role}: RescaleType is {shown}; the values are taken as HU")
 
 
 def check_rescale(role: str, slices: Sequence[Slice], hu: npt.NDArray[np.int16]) -> Iterator[Note]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import _read_command_set_elements, _read_file_meta_info
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
@@ -33,8 +34,10 @@ ENHANCED_SOP_CLASSES = {
 """Enhanced CT, legacy converted enhanced CT: many frames a file, described by functional groups."""
 CT_SOP_CLASSES = {"1.2.840.10008.5.1.4.1.1.2", *ENHANCED_SOP_CLASSES}
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _LONG_FORM = (b"OB", b"OW", b"UN", b"SQ", b"UT")
+DICOM_START_BYTES = 132
+"""Preamble and DICM (PS3.10, 7.1)."""
 
 
 @contextmanager
@@ -58,38 +61,23 @@ def is_localizer(image_type: Any) -> bool:
     return any(str(value).strip().upper() in ("LOCALIZER", "SCOUT") for value in values)
 
 
-def file_meta(data: bytes) -> tuple[bytes, int]:
-    """Transfer syntax of a file, and where its data set begins.
-
-    The file meta information is walked by hand (PS3.10, 7.1: explicit VR little endian).
-    """
-    position, syntax = 132, b""
-    while data[position : position + 2] == b"\2\0":
-        tag, vr = data[position + 2 : position + 4], data[position + 4 : position + 6]
-        start, size = (
-            (12, data[position + 8 : position + 12]) if vr in _LONG_FORM else (8, data[position + 6 : position + 8])
-        )
-        value = slice(position + start, position + start + int.from_bytes(size, "little"))
-        if tag == b"\x10\0":
-            syntax = data[value].strip(b"\0 ")
-        position = value.stop
-    return syntax, position
-
-
 def check_expansion(ref: FileRef, data: bytes) -> None:
     """Refuse a deflated data set that inflates beyond any slice, before it fills the memory (PS3.5, A.5).
 
-    pydicom would inflate it first.
+    pydicom inflates as soon as it has read the file meta information (PS3.10, 7.1), so that is read here first, and
+    by its own functions: another reader of ours could find another syntax in a hostile file, or another begin.
     """
-    syntax, position = file_meta(data)
-    if syntax == _DEFLATED:
-        stream = zlib.decompressobj(-zlib.MAX_WBITS)
-        stream.decompress(data[position:], MAX_INFLATED_BYTES)
-        if not stream.unconsumed_tail:
-            return
-    elif _DEFLATED not in data[:4096]:
+    if _DEFLATED.encode() not in data:
         return
-    raise SourceError("DICOM_SYNTAX", f"{ref}: deflated, and beyond {MAX_INFLATED_BYTES} bytes or in a damaged header")
+    stream = io.BytesIO(data)
+    stream.seek(DICOM_START_BYTES)
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") != _DEFLATED:
+        return
+    _read_command_set_elements(stream)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater.decompress(data[stream.tell() :], MAX_INFLATED_BYTES)
+    if inflater.unconsumed_tail:
+        raise SourceError("DICOM_SYNTAX", f"{ref}: deflated, and beyond {MAX_INFLATED_BYTES} bytes")
 
 
 def is_dicom(data: bytes) -> bool:

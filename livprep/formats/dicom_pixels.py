@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom._uid_dict import UID_dictionary
+from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder, pixel_array
 
 from livprep.cases import FileRef
@@ -16,6 +19,7 @@ from livprep.formats.dicom_values import Elements
 
 MAX_SIDE = 4096
 _RLE = "1.2.840.10008.1.2.5"
+_RLE_FREE_BYTES = 64 << 20
 
 IntArray = npt.NDArray[np.int16]
 
@@ -92,6 +96,12 @@ class StoredPixels:
             self._rescale(stored, out)
             return out
 
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the pixel data of the whole file; 0 where it has none."""
+        with guarded(self.ref):
+            return len(self.elements.pixel_data or b"")
+
     def release(self) -> None:
         """Give the memory of a decoded slice back; the frames of one file go together with their series."""
         if self.frames == 1:
@@ -130,17 +140,35 @@ class StoredPixels:
         if not available:
             raise SourceError(
                 "DICOM_SYNTAX",
-                f"{self.ref}: pixel data in {syntax.name} cannot be decoded; install the extra livprep[codecs]",
+                f"{self.ref}: pixel data in {_name(syntax)} cannot be decoded; install the extra livprep[codecs]",
             )
+        self._check_frame(syntax)
         try:
             values: npt.NDArray[Any] = pixel_array(self.elements.dataset, index=self.frame)
         except Exception as error:  # decoders raise almost anything on damaged bytes
             raise SourceError(
-                "PIXELDATA_CODEC", f"{self.ref}: damaged {syntax.name} ({type(error).__name__})"
+                "PIXELDATA_CODEC", f"{self.ref}: damaged {_name(syntax)} ({type(error).__name__})"
             ) from None
         if values.shape != self.shape:
             raise SourceError("PIXELDATA_SHORT", f"{self.ref}: decodes to {values.shape}, expected {self.shape}")
         return values
+
+    def _check_frame(self, syntax: Any) -> None:
+        """Compare what the compressed frame says of its size with the header, before a decoder makes room for it."""
+        frame = get_frame(self.elements.dataset.PixelData, self.frame, number_of_frames=self.frames)
+        if syntax == _RLE:
+            # A run of two bytes makes up to 128; a damaged or hostile segment is decoded to its end all the same.
+            if 64 * len(frame) > max(_RLE_FREE_BYTES, 64 * (self.rows * self.columns * self.bits // 8 + 512)):
+                raise SourceError(
+                    "PIXELDATA_CODEC", f"{self.ref}: {len(frame)} bytes of RLE are no {self.shape} pixels"
+                )
+            return
+        stated = codestream_size(frame)
+        if stated is not None and stated != (*self.shape, 1):
+            raise SourceError(
+                "PIXELDATA_CODEC",
+                f"{self.ref}: the compressed frame has {stated} rows, columns and samples, expected {(*self.shape, 1)}",
+            )
 
     def _rescale(self, stored: npt.NDArray[Any], out: IntArray) -> None:
         slope, intercept = self.rescale
@@ -156,6 +184,34 @@ class StoredPixels:
     def _check_range(self, low: float, high: float) -> None:
         if not (low >= -32768 and high <= 32767):  # so that NaN is refused too
             raise SourceError("HU_RANGE", f"{self.ref}: HU {low:g} to {high:g} do not fit int16")
+
+
+def _name(syntax: Any) -> str:
+    """Name of a transfer syntax of the standard; anything else is text from outside."""
+    return str(syntax.name) if syntax in UID_dictionary else "an unknown transfer syntax"
+
+
+def codestream_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and samples that a JPEG, JPEG-LS or JPEG 2000 frame states; None where it does not begin so.
+
+    JPEG 2000 states them in SIZ (ISO 15444-1, A.5.1), the others in SOF0 ... SOF15 or SOF55 (ISO 10918-1, B.2.2;
+    ISO 14495-1, C.2.2).
+    """
+    box = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers keep the boxes of a JP2 file around it
+    if box >= 0 and not frame.startswith(b"\xff\xd8"):
+        siz = frame[box + 8 : box + 42]
+        if len(siz) < 34:
+            return 0, 0, 0
+        width, height, left, top = struct.unpack(">4I", siz[:16])
+        return height - top, width - left, int.from_bytes(siz[32:34], "big")
+    position = 2
+    while frame.startswith(b"\xff\xd8") and position + 9 < len(frame) and frame[position] == 0xFF:
+        marker = frame[position + 1]
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            height, width, samples = struct.unpack(">HHB", frame[position + 5 : position + 10])
+            return height, width, samples
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+    return None
 
 
 def describe_pixels(

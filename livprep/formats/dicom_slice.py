@@ -19,6 +19,8 @@ from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
 from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
 
+MAX_FRAMES = 4096
+"""LiTS's longest scan has 987 slices."""
 _MACROS = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
@@ -27,6 +29,7 @@ _MACROS = {
     "SpacingBetweenSlices": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
     "FrameType": "CTImageFrameTypeSequence",
 }
 """Where an enhanced object keeps what a plain slice has at its top (PS3.3, C.7.6.16.2)."""
@@ -34,7 +37,10 @@ _MACROS = {
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated."""
+    """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated.
+
+    `images` counts those of the slice's acquisition, `series_images` those of the series.
+    """
 
     ref: FileRef
     frame: int | None
@@ -51,6 +57,8 @@ class Slice:
     acquisition: str
     instance: int | None
     images: int | None
+    series_images: int | None
+    rescale_type: str
     pixels: StoredPixels
 
     @property
@@ -113,6 +121,8 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
         elements = parse(data)
         dataset = elements.dataset
         frames = int(elements.get("NumberOfFrames") or 1)
+        if frames > MAX_FRAMES:
+            raise SourceError("SERIES_FRAMES", f"{ref}: {frames} frames, expected at most {MAX_FRAMES}")
         grouped = "PerFrameFunctionalGroupsSequence" in dataset
         if not grouped and frames == 1 and str(elements.get("SOPClassUID")) not in ENHANCED_SOP_CLASSES:
             header = _Header(elements)
@@ -146,7 +156,6 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         raise SourceError("SERIES_TAG", f"{ref}: RescaleSlope is 0, expected HU per stored value")
     rescale = (1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
     grouped = bool(header.groups)
-    images = header.count("ImagesInAcquisition")
     return Slice(
         ref=ref,
         frame=frame if grouped else None,
@@ -162,6 +171,8 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         modality=header.text("Modality"),
         acquisition=header.text("AcquisitionNumber"),
         instance=None if grouped else header.count("InstanceNumber"),
-        images=None if grouped else images or header.count("NumberOfSeriesRelatedInstances"),
+        images=None if grouped else header.count("ImagesInAcquisition"),
+        series_images=None if grouped else header.count("NumberOfSeriesRelatedInstances"),
+        rescale_type=header.text("RescaleType").strip().upper(),
         pixels=describe_pixels(ref, header.elements, frame, frames, rescale),
     )

@@ -18,11 +18,14 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
-from livprep.formats.dicom_header import file_meta, is_dicom
+from livprep.formats.dicom_header import DICOM_START_BYTES, is_dicom
 
 _PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
 """Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
+_LONG_FORM = (b"OB", b"OW", b"UN", b"SQ", b"UT")
 _PIXEL_DATA = 0x7FE00010
+_GROUPS = {0x52009229, 0x52009230}
+"""Shared and per-frame functional groups."""
 _LONG_BYTES = 4096
 _UNDEFINED = 0xFFFFFFFF
 _WORDS = {"CS", "UI", "SH", "LO"}
@@ -95,6 +98,24 @@ class Elements:
             del self.dataset[_PIXEL_DATA]
 
 
+def file_meta(data: bytes) -> tuple[bytes, int]:
+    """Transfer syntax of a file, and where its data set begins (PS3.10, 7.1: explicit VR little endian).
+
+    Only a plain syntax that is found here is acted upon; all else is left to pydicom's own reading.
+    """
+    position, syntax = DICOM_START_BYTES, b""
+    while data[position : position + 2] == b"\2\0":
+        tag, vr = data[position + 2 : position + 4], data[position + 4 : position + 6]
+        start, size = (
+            (12, data[position + 8 : position + 12]) if vr in _LONG_FORM else (8, data[position + 6 : position + 8])
+        )
+        value = slice(position + start, position + start + int.from_bytes(size, "little"))
+        if tag == b"\x10\0":
+            syntax = data[value].strip(b"\0 ")
+        position = value.stop
+    return syntax, position
+
+
 def parse(data: bytes) -> Elements:
     """Parse a file's elements; pixel data that is not compressed stays in `data`.
 
@@ -111,6 +132,10 @@ def parse(data: bytes) -> Elements:
     stream.seek(start)
     dataset = read_dataset(stream, implicit, True, defer_size=_LONG_BYTES)
     dataset.file_meta = _meta(syntax)
+    for tag in _GROUPS & dataset.keys():  # long as they are, they are no pixels
+        raw = dataset.get_item(tag, keep_deferred=True)
+        if isinstance(raw, RawDataElement) and raw.value is None and raw.length != _UNDEFINED:
+            dataset[tag] = raw._replace(value=data[raw.value_tell : raw.value_tell + raw.length])
     elements = Elements(dataset, data)
     plain = elements.dataset.get_item(_PIXEL_DATA, keep_deferred=True)
     if plain is not None and plain.length == _UNDEFINED:  # not allowed here (PS3.5, A.4), but seen

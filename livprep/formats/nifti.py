@@ -9,7 +9,9 @@ import gzip
 import os
 import uuid
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +22,24 @@ from isal import isal_zlib
 
 from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
+from livprep.formats.archive import stored_size
+from livprep.formats.bounded import FREE_BYTES, MAX_EXPANSION, is_amplified
 from livprep.geometry import Geometry
 
 MAX_BYTES = 4 << 30
 MAX_SIDE = 4096
 PIXDIM_TOLERANCE_MM = 1e-3
 SHEAR_TOLERANCE = 1e-3
-_STEP = 256 << 10
-"""Compressed bytes decoded at once; deflate expands at most 1032-fold, so one step stays below 270 MB."""
+MAX_TRAILING_BYTES = 16 << 20
+"""What may follow the voxels of a gzipped file; it is checked and dropped."""
+_MAX_DEFLATE = 1032
+"""The most that deflate expands: 258 bytes from 2 bits."""
+_STEP = 64 << 10
+"""Compressed bytes decoded at once, so that one step stays below 68 MB."""
+_BLOCK_VOXELS = 1 << 22
+"""Voxels scaled at once, as float64."""
+_HEADER_BYTES = 540
+"""Of NIfTI-2; NIfTI-1 has 348."""
 _GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 
@@ -42,6 +54,11 @@ class Nifti:
     affine_ras: npt.NDArray[np.float64]
     notes: tuple[Note, ...]
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the stored values are not the image's own."""
+        return self.slope != 1.0 or self.inter != 0.0
+
 
 def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytearray:
     """Decompress a whole gzip file (all members), checking CRC and length, up to `limit` bytes.
@@ -51,56 +68,154 @@ def gunzip(ref: FileRef, data: bytes, limit: int = MAX_BYTES) -> bytearray:
     SourceError
         GZIP_CORRUPT: truncated, damaged, followed by other bytes, or larger than `limit`.
     """
-    out, view, position = bytearray(), memoryview(data), 0
+    out = bytearray()
+    for piece in _inflate(ref, data):
+        out += piece
+        if len(out) > limit:
+            raise SourceError("GZIP_CORRUPT", f"{ref}: expands beyond {limit} bytes")
+    return out
+
+
+def _inflate(ref: FileRef, data: bytes) -> Iterator[bytes]:
+    """Content of a gzip file in pieces; that the generator ends says that CRC and length of all members are right."""
+    view, position, size = memoryview(data), 0, 0
     while position < len(view):
         stream = isal_zlib.decompressobj(wbits=31)
         while not stream.eof:
             if position >= len(view):
-                raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream ends early after {len(out)} bytes")
+                raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream ends early after {size} bytes")
             piece = view[position : position + _STEP]
             try:
-                out += stream.decompress(piece)
+                content = stream.decompress(piece)
             except _GzipError as error:
                 raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
             position += len(piece) - len(stream.unused_data)
-            if len(out) > limit:
-                raise SourceError("GZIP_CORRUPT", f"{ref}: expands beyond {limit} bytes")
+            size += len(content)
+            yield content
         while position < len(view) and view[position] == 0:
             position += 1  # zero padding after a member is allowed (RFC 1952 leaves it to the reader)
-    return out
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the header says the voxels are: `(z, y, x)` of one type from a byte on."""
+
+    shape_zyx: tuple[int, int, int]
+    dtype: np.dtype[np.generic]
+    offset: int
+
+    @property
+    def count(self) -> int:
+        """Voxels."""
+        z, y, x = self.shape_zyx
+        return z * y * x
+
+    @property
+    def end(self) -> int:
+        """Bytes that the file must hold."""
+        return self.offset + self.count * self.dtype.itemsize
+
+
+@np.errstate(all="ignore")  # odd numbers are refused by value, without numpy's remarks
 def read_nifti(ref: FileRef, data: bytes) -> Nifti:
-    """Parse a .nii or .nii.gz of one frame.
+    """Parse a .nii or .nii.gz of one frame; nothing is allocated for what the header claims but cannot be there.
 
     Raises
     ------
     SourceError
-        GZIP_CORRUPT, NIFTI_HEADER, NIFTI_DIM, NIFTI_SHORT or NIFTI_AFFINE.
+        GZIP_CORRUPT, GZIP_LIMIT, NIFTI_HEADER, NIFTI_DIM, NIFTI_SHORT or NIFTI_AFFINE.
     """
-    content: bytes | bytearray = gunzip(ref, data) if data[:2] == b"\x1f\x8b" else data
-    header = _header(ref, bytes(content[:544]))
+    pieces = _inflate(ref, data) if data[:2] == b"\x1f\x8b" else None
+    start = data if pieces is None else _first(pieces, _HEADER_BYTES)
+    header = _header(ref, bytes(start[:_HEADER_BYTES]))
+    layout = _layout(ref, header)
+    affine, notes = _affine(ref, header)
+    try:
+        geometry = Geometry.from_affine_ras(affine, layout.shape_zyx)
+    except GeometryError as error:
+        raise SourceError("NIFTI_AFFINE", f"{ref}: {error.message}") from error
+    _check_size(ref, layout, len(data), len(data) if pieces is None else len(data) * _MAX_DEFLATE)
+    content: bytes | npt.NDArray[np.uint8] = data if pieces is None else _fill(ref, layout, start, pieces)
+    values = np.frombuffer(content, layout.dtype, layout.count, layout.offset).reshape(layout.shape_zyx)
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0.0:
+        slope, inter = 1.0, 0.0
+    return Nifti(values, slope, inter if np.isfinite(inter) else 0.0, geometry, affine, notes)
+
+
+def _first(pieces: Iterator[bytes], size: int) -> bytes:
+    start = b""
+    while len(start) < size and (piece := next(pieces, None)) is not None:
+        start += piece
+    return start
+
+
+def _layout(ref: FileRef, header: nib.Nifti1Header) -> _Layout:
     count = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : 1 + count]) if 1 <= count <= 7 else ()
     x, y, z = (*shape, 1, 1, 1)[:3]
     if not shape or any(n != 1 for n in shape[3:]) or not all(1 <= n <= MAX_SIDE for n in (x, y, z)):
         raise SourceError("NIFTI_DIM", f"{ref}: dimensions {shape}, expected one volume of up to {MAX_SIDE} a side")
-    dtype = _dtype(ref, header)
-    offset, size = float(header["vox_offset"]), x * y * z * dtype.itemsize
-    if not header.sizeof_hdr <= offset <= len(content) - size:  # so that NaN is refused too
+    dtype, offset = _dtype(ref, header), float(header["vox_offset"])
+    if not header.sizeof_hdr <= offset <= MAX_BYTES:  # so that NaN is refused too
+        raise SourceError("NIFTI_SHORT", f"{ref}: the voxels begin at byte {offset:g}, expected behind the header")
+    return _Layout((z, y, x), dtype, int(offset))
+
+
+def _check_size(ref: FileRef, layout: _Layout, stored: int, most: int) -> None:
+    """Compare what the header claims with what the file can hold, and with what its size on disk can account for."""
+    if layout.end > most:
+        raise _short(ref, layout, f"at most {most}" if most > stored else f"{most}")
+    needed = layout.end + (0 if layout.dtype == np.int16 else 2 * layout.count)  # HU are int16
+    if is_amplified(needed, stored) or (needed > FREE_BYTES and is_amplified(needed, stored_size(ref) or stored)):
         raise SourceError(
-            "NIFTI_SHORT", f"{ref}: holds {len(content)} bytes, expected {size} for {shape} from byte {offset:g}"
+            "GZIP_LIMIT",
+            f"{ref}: would take {needed} bytes of memory, expected at most {FREE_BYTES} or {MAX_EXPANSION} for "
+            "each byte on disk",
         )
-    values = np.frombuffer(content, dtype=dtype, count=x * y * z, offset=int(offset)).reshape(z, y, x)
-    affine, notes = _affine(ref, header)
+
+
+def _short(ref: FileRef, layout: _Layout, held: str) -> SourceError:
+    size, shape = layout.end - layout.offset, layout.shape_zyx[::-1]
+    return SourceError(
+        "NIFTI_SHORT", f"{ref}: holds {held} bytes, expected {size} for {shape} from byte {layout.offset}"
+    )
+
+
+def _fill(ref: FileRef, layout: _Layout, start: bytes, pieces: Iterator[bytes]) -> npt.NDArray[np.uint8]:
+    """Content up to the last voxel; what follows is only checked."""
+    content = np.empty(layout.end, dtype=np.uint8)
+    size = 0
+    for piece in chain((start,), pieces):
+        room = content[size : size + len(piece)]
+        room[:] = np.frombuffer(piece, np.uint8, len(room))
+        size += len(piece)
+        if size > layout.end + MAX_TRAILING_BYTES:
+            raise SourceError("GZIP_LIMIT", f"{ref}: goes on behind its {layout.end} bytes of header and voxels")
+    if size < layout.end:
+        raise _short(ref, layout, f"{size}")
+    return content
+
+
+def stated_grid(ref: FileRef, start: bytes) -> Geometry:
+    """The grid that the header in the first bytes of a .nii or .nii.gz states; no check beyond what it needs.
+
+    Raises
+    ------
+    SourceError
+        GZIP_CORRUPT, NIFTI_HEADER or NIFTI_AFFINE.
+    """
+    if start[:2] == b"\x1f\x8b":
+        try:
+            start = bytes(isal_zlib.decompressobj(wbits=31).decompress(start, 544))
+        except _GzipError as error:
+            raise SourceError("GZIP_CORRUPT", f"{ref}: the gzip stream is damaged") from error
+    header = _header(ref, start[:544])
+    x, y, z = (max(1, int(n)) if k < int(header["dim"][0]) else 1 for k, n in enumerate(header["dim"][1:4]))
     try:
-        geometry = Geometry.from_affine_ras(affine, (z, y, x))
+        return Geometry.from_affine_ras(_affine(ref, header)[0], (z, y, x))
     except GeometryError as error:
         raise SourceError("NIFTI_AFFINE", f"{ref}: {error.message}") from error
-    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    if not np.isfinite(slope) or slope == 0.0:
-        slope, inter = 1.0, 0.0
-    return Nifti(values, slope, inter if np.isfinite(inter) else 0.0, geometry, affine, notes)
 
 
 def _header(ref: FileRef, data: bytes) -> nib.Nifti1Header:
@@ -161,14 +276,33 @@ def to_hu(ref: FileRef, image: Nifti) -> npt.NDArray[np.int16]:
         HU_RANGE: not finite or outside int16.
     """
     values = image.values
-    if image.slope == 1.0 and image.inter == 0.0 and values.dtype.kind in "iu":
-        scaled: npt.NDArray[np.generic] = values
-    else:
-        scaled = np.rint(values.astype(np.float64) * image.slope + image.inter)
-    low, high = scaled.min(), scaled.max()
+    if not image.scaled and values.dtype.kind in "iu":
+        _check_hu(ref, values)
+        return values.astype(np.int16, copy=False)
+    hu = np.empty(values.shape, dtype=np.int16)
+    for slab, scaled in _scaled(image):
+        np.rint(scaled, out=scaled)
+        _check_hu(ref, scaled)
+        hu[slab] = scaled
+    return hu
+
+
+def _check_hu(ref: FileRef, values: npt.NDArray[np.generic]) -> None:
+    low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= -32768 and high <= 32767):
-        raise SourceError("HU_RANGE", f"{ref}: values {low} to {high}, expected finite HU within int16")
-    return scaled.astype(np.int16, copy=False)
+        odd = int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+        text = f"values {low} to {high}, {odd} of {values.size} not finite, expected finite HU within int16"
+        raise SourceError("HU_RANGE", f"{ref}: {text}")
+
+
+def _scaled(image: Nifti) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """Scaled values as float64 `(z, y, x)`, some slices at a time."""
+    step = max(1, _BLOCK_VOXELS // image.values[0].size)
+    for start in range(0, len(image.values), step):
+        slab = slice(start, start + step)
+        with np.errstate(all="ignore"):  # what is not finite is refused by value
+            scaled = image.values[slab].astype(np.float64) * image.slope + image.inter
+        yield slab, scaled
 
 
 def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -179,21 +313,25 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
     SourceError
         LABEL_UNKNOWN: a value that is no integer of `allowed`.
     """
-    if image.slope == 1.0 and image.inter == 0.0 and image.values.dtype == np.uint8:
-        scaled: npt.NDArray[np.generic] = image.values
+    if not image.scaled and image.values.dtype == np.uint8:
         strange = np.ones(256, dtype=bool)
         strange[list(allowed)] = False
         top = max(allowed) if set(allowed) == set(range(max(allowed) + 1)) else -1  # then the largest value decides
-        # slice by slice: a list of all values is only made of slices that hold something unexpected
-        odd = [section for section in image.values if (section.max() > top if top >= 0 else strange[section].any())]
-        found = np.unique(np.stack(odd)).tolist() if odd else []
-    else:
-        scaled = image.values.astype(np.float64) * image.slope + image.inter
-        found = np.unique(scaled).tolist()
+        for plane in image.values:
+            if plane.max() > top if top >= 0 else strange[plane].any():
+                _check_labels(ref, np.unique(plane).tolist(), allowed)
+        return image.values.astype(np.uint8)
+    labels = np.empty(image.values.shape, dtype=np.uint8)
+    for slab, scaled in _scaled(image):
+        _check_labels(ref, np.unique(scaled).tolist(), allowed)
+        labels[slab] = scaled
+    return labels
+
+
+def _check_labels(ref: FileRef, found: Sequence[float], allowed: tuple[int, ...]) -> None:
     unknown = [value for value in found if value not in allowed]
     if unknown:
         raise SourceError("LABEL_UNKNOWN", f"{ref}: label values {unknown[:5]} besides the expected {list(allowed)}")
-    return scaled.astype(np.uint8)
 
 
 def encode(values_zyx: npt.NDArray[np.generic], geometry: Geometry) -> bytes:

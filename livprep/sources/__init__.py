@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from livprep.cases import Case, FileRef, Rejection, printable
-from livprep.catalog import Catalog
+from livprep.catalog import SIZE_LIMIT_BYTES, Catalog
 from livprep.errors import SourceError, UsageError
-from livprep.formats.archive import Faults, Parts, close_archives, walk
+from livprep.formats.archive import Faults, Parts, close_archives, read_start, walk
 from livprep.formats.hashing import HashingReader
 from livprep.sources import anyscan, ircadb, lits, own
 from livprep.sources.found import Files, Found, SourceCase
@@ -48,9 +48,11 @@ def catalog_beside(paths: Sequence[Path]) -> Path | None:
     ------
     UsageError
         Two sources carry different catalogues.
+    SourceError
+        SOURCE_MISSING: one cannot be opened.
     """
     found = [path / CATALOG_NAME for path in paths if (path / CATALOG_NAME).is_file()]
-    if len({path.read_bytes() for path in found}) > 1:
+    if len({read_start(FileRef(str(path)), SIZE_LIMIT_BYTES + 1) for path in found}) > 1:
         raise UsageError("USAGE", f"{found[0]} and {found[1]} differ: ingest the folders one by one")
     return found[0] if found else None
 

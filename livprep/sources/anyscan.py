@@ -9,9 +9,9 @@ from pathlib import Path
 from livprep.cases import Case, FileRef, Rejection, printable
 from livprep.catalog import Catalog
 from livprep.errors import SourceError
-from livprep.formats.archive import Parts, read_bytes
+from livprep.formats.archive import Parts, read_bytes, read_start
 from livprep.formats.dicom import read_series
-from livprep.formats.dicom_header import peek
+from livprep.formats.dicom_header import DICOM_START_BYTES, is_dicom, peek
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import read_nifti, to_hu
 from livprep.sources.found import Files, Found, SourceCase, look_at
@@ -40,7 +40,8 @@ def find(files: Files, catalog: Catalog) -> Found:
             continue
         where = printable(str(Path(*parts[:-1])))
         try:
-            key = peek(ref, read_bytes(ref))
+            # Whatever lies in the folder is looked at, videos and disk images too.
+            key = peek(ref, read_bytes(ref)) if is_dicom(read_start(ref, DICOM_START_BYTES)) else None
         except SourceError as error:
             faulty.setdefault(parts[:-1], Rejection(where, error.code, error.message))
             continue

@@ -180,12 +180,29 @@ def _mask(
 
 
 def _compare(case: Case, listed: IrcadbCase, scan: Series) -> list[Note]:
-    """Say where the scan is not what the catalogue knows of this patient (another copy, or lost slices)."""
+    """Say where the scan is not what the catalogue knows of this patient.
+
+    Another spacing means another copy, of which nothing is known. At the patient's own spacing fewer slices than the
+    catalogue's are lost ones, even where scan and masks lack the same; InstanceNumber (from 0 in every folder) and
+    the position cannot show that the last is gone.
+
+    Raises
+    ------
+    SourceError
+        SERIES_INCOMPLETE: slices were lost.
+    """
     notes = []
     slices = scan.geometry.shape_zyx[0]
+    copy = not np.allclose(listed.spacing_mm, scan.geometry.spacing_mm, rtol=0, atol=SPACING_TOLERANCE_MM)
+    if slices < listed.slices and not copy:
+        raise SourceError(
+            "SERIES_INCOMPLETE",
+            f"{case.case_id}: {slices} slices in scan and masks, the catalogue counts {listed.slices} at this spacing; "
+            "if that is meant, pass a --catalog that counts them so",
+        )
     if listed.slices != slices:
         notes.append(Note("CATALOG_MISMATCH", f"{case.case_id}: {slices} slices, the catalogue says {listed.slices}"))
-    if not np.allclose(listed.spacing_mm, scan.geometry.spacing_mm, rtol=0, atol=SPACING_TOLERANCE_MM):
+    if copy:
         notes.append(
             Note(
                 "CATALOG_MISMATCH",

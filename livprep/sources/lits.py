@@ -6,6 +6,7 @@ MSD Task03 Liver is another form of it: the same numbers as `imagesTr/liver_N` a
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from livprep.catalog import Catalog, LitsFile, LitsRepair
 from livprep.errors import SourceError
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import Nifti, read_nifti, to_hu, to_labels
-from livprep.geometry import Geometry
+from livprep.geometry import Geometry, canonical_axes
 from livprep.labels import Label
 from livprep.sources.found import Files, Found, SourceCase, look_at, prefer_loose
 from livprep.volume import LabelledVolume, LabelMap, Volume
@@ -110,10 +111,16 @@ def read(case: Case, catalog: Catalog, reader: HashingReader) -> SourceCase:
     hu = to_hu(ref, image)
     geometry = image.geometry
     repairs: tuple[str, ...] = ()
-    repair = None if case.case_id.startswith("litstest") else catalog.lits.repair(case.number)
-    if repair is not None and _is_identity(image):
-        geometry, repairs = _repaired(case, image, repair)
     notes = [*case.notes, *image.notes]
+    test = case.case_id.startswith("litstest")
+    repair = None if test else catalog.lits.repair(case.number)
+    if repair is not None:
+        notes.extend(_compare(case, repair, image))
+        if _is_identity(image):
+            geometry, repairs = _repaired(case, image, repair)
+    elif test and case.number in catalog.lits.test_axes_swapped:
+        geometry, repairs, swap_notes = _unswapped(case, image)
+        notes.extend(swap_notes)
     notes.extend(Note("REPAIRED", line) for line in repairs)
     label_map = None
     for _, refs in case.masks:
@@ -149,6 +156,51 @@ def _labels(
         notes.append(Note("LABEL_AFFINE", detail))
     values = to_labels(ref, label, tuple(int(value) for value in Label))
     return LabelMap(values, geometry), notes
+
+
+def _compare(case: Case, repair: LitsRepair, image: Nifti) -> list[Note]:
+    """Say where a scan has other slices than the patient; a repair's spacing holds for a part, not for a resampling."""
+    slices = image.geometry.shape_zyx[0]
+    if slices == repair.slices:
+        return []
+    known = f"{case.case_id}: {slices} slices, the catalogue says {repair.slices}"
+    repaired = "; the patient's spacing is used, which is wrong if the scan was resampled"
+    return [Note("CATALOG_MISMATCH", known + (repaired if _is_identity(image) else ""))]
+
+
+def _unswapped(case: Case, image: Nifti) -> tuple[Geometry, tuple[str, ...], list[Note]]:
+    """Geometry of a scan whose file has its second and third axis exchanged, where it still has.
+
+    LiTS's slices are square. In the order that the header states, a correct copy is square in x and y; the exchanged
+    one is square in x and z. A header that turns the axes itself describes the file rightly and is left alone. Voxel
+    distances travel with their axes if the first and third are equal; if the first and second are, the header is that
+    of the order before the exchange. Only the geometry changes: predictions return to the file's own order.
+    """
+    axes, stated = canonical_axes(image.geometry)
+    z, y, x = stated.shape_zyx
+    if y == x or z != x or axes.permutation_zyx != (0, 1, 2):
+        return image.geometry, (), _unclear(case, image) if y != x else []
+    z_mm, y_mm, x_mm = image.geometry.spacing_mm
+    if x_mm not in (y_mm, z_mm):
+        return image.geometry, (), _unclear(case, image)
+    # array axis y runs toward the head, array axis z to posterior, each in the direction the header has for it
+    spacing = (z_mm, y_mm, x_mm) if x_mm == z_mm else (y_mm, z_mm, x_mm)
+    a, b, c = image.geometry.direction
+    direction = ((a[0], a[2], a[1]), (b[0], b[2], b[1]), (c[0], c[2], c[1]))
+    geometry = replace(image.geometry, spacing_mm=spacing, direction=direction)
+    line = (
+        f"{case.case_id}: the second and third axis of the file are exchanged; {y} slices of {z} x {x} voxels, "
+        f"{spacing[1]:g} mm apart"
+    )
+    return geometry, (line,), []
+
+
+def _unclear(case: Case, image: Nifti) -> list[Note]:
+    shape = image.geometry.shape_zyx
+    detail = (
+        f"{case.case_id}: two axes are known to be exchanged, but {shape} voxels (zyx) do not show which; left alone"
+    )
+    return [Note("CATALOG_MISMATCH", detail)]
 
 
 def _is_identity(image: Nifti) -> bool:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from livprep.store.checking import Findings, case_folders, check_case, check_root
+from livprep.store.chunk_cache import ChunkCache
+from livprep.store.direct import Check
 from livprep.store.layout import staging_entries
+from livprep.store.migrating import migrate_store, version_of
+from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
     add_window,
     change_preparation,
+    channels_of,
     create_store,
     index_points,
     pack,
@@ -21,16 +26,22 @@ from livprep.store.writing import (
 __all__ = [
     "CaseContent",
     "CaseStore",
+    "Check",
+    "ChunkCache",
     "Findings",
     "Store",
+    "Surroundings",
     "add_window",
     "case_folders",
     "change_preparation",
+    "channels_of",
     "check_case",
     "check_root",
     "create_store",
     "index_points",
     "is_store",
+    "migrate_store",
+    "near_points",
     "open_store",
     "pack",
     "publish_case",
@@ -38,4 +49,5 @@ __all__ = [
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "version_of",
 ]

@@ -180,7 +180,7 @@ def _required(component: str, labelled: bool) -> list[str]:
     if component == layout.TRAIN:
         arrays = ["", "packed/"]
     elif component == layout.INDEX:
-        arrays = ["", *(f"{label.name.lower()}/" for label in Label if labelled)]
+        arrays = ["", *(f"{name}/" for name in (*(label.name.lower() for label in Label), layout.NEAR) if labelled)]
     else:
         arrays = ["", "scale0/", f"{layout.IMAGE}/", *(f"scale0/{axis}/" for axis in AXES)]
         if component == layout.HU and labelled:

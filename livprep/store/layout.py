@@ -24,6 +24,8 @@ from livprep.provenance import digest_of
 CASES, STAGING, SPLITS, JOURNAL = "cases", ".staging", "splits", "journal"
 HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
 LABELS = "labels/liver_tumor"
+NEAR = "near"
+"""Voxels of the index that lie near the liver and outside it."""
 IMAGE = "scale0/image"
 LABEL_IMAGE = "image"
 """ome-zarr-models 1.7 refuses label images whose level is not a direct child, so the one level lies there."""
@@ -112,14 +114,23 @@ class FileFacts:
 Hashes = dict[Path, FileFacts]
 
 
-def write_manifest(component: Path, facts: dict[str, Any], known: Hashes) -> None:
+def write_manifest(component: Path, facts: dict[str, Any], known: Hashes | None = None) -> None:
     """Record size and sha256 of every file below a component; `known` ones were hashed while they were written."""
     files = {}
     for path in sorted(component.rglob("*")):
         if path.is_file():
-            entry = known.get(path) or FileFacts(path.stat().st_size, file_sha256(path))
+            entry = (known or {}).get(path) or FileFacts(path.stat().st_size, file_sha256(path))
             files[path.relative_to(component).as_posix()] = {"size": entry.size, "sha256": entry.sha256}
     write_json(component / MANIFEST, {**facts, "files": files})
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """File -> sha256 of a manifest; StoreError STORE_CORRUPT where it is none."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {str(name): str(facts["sha256"]) for name, facts in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError("STORE_CORRUPT", f"{path.name}: no usable manifest ({type(error).__name__})") from error
 
 
 def file_sha256(path: Path) -> str:

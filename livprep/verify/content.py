@@ -17,10 +17,12 @@ from livprep.geometry import canonical_axes
 from livprep.labels import Label, LabelArray, label_counts
 from livprep.prepare import Preparation
 from livprep.schema import INDEX_POINTS, WindowMeta
-from livprep.store import CaseStore, Findings, index_points, layout, ome, pack
+from livprep.store import CaseStore, Findings, Surroundings, index_points, layout, near_points, ome, pack
 from livprep.windows import FUNCTION, Window
 
 T = TypeVar("T")
+Points = npt.NDArray[Any]
+BoolArray = npt.NDArray[np.bool_]
 SLAB = 64
 """Slices decoded at a time beside the scan itself; the depth of an inner chunk."""
 _POSITIONS = 1 << 20
@@ -121,18 +123,25 @@ class _Content:
         if counts != label_counts(labels):
             self.found.add("STORE_INDEX", f"its counts are {counts}, the labels give {label_counts(labels)}")
         for label in Label:
-            name = label.name.lower()
-            stored = self.decode(partial(self.case.read_array, f"{layout.INDEX}/{name}", 3 * INDEX_POINTS))
-            if stored is None:
-                continue
             expected = index_points(self.case.case_id, labels, label)
-            if np.array_equal(stored, expected):
-                continue
-            # Another numpy may draw other points of the same voxels from one seed; they are as good.
-            if _is_sample(stored, labels, label, len(expected)):
-                self.found.add("STORE_INDEX", f"{name}: drawn otherwise than this version would", "warning")
-            else:
-                self.found.add("STORE_INDEX", f"{name}: its points are no sample of the label's voxels")
+            self._check_points(label.name.lower(), expected, labels, partial(_has_label, labels, label))
+        spacing_mm = self.case.geometry.spacing_mm
+        around = Surroundings.of(labels, spacing_mm)
+        expected = near_points(self.case.case_id, labels, spacing_mm)
+        self._check_points(layout.NEAR, expected, labels, _nowhere if around is None else around.contain)
+
+    def _check_points(
+        self, name: str, expected: npt.NDArray[np.int16], labels: LabelArray, belong: Callable[[Points], BoolArray]
+    ) -> None:
+        """Compare one array of the index with what would be drawn; `belong` tells which voxels it may hold."""
+        stored = self.decode(partial(self.case.read_array, f"{layout.INDEX}/{name}", 3 * INDEX_POINTS))
+        if stored is None or np.array_equal(stored, expected):
+            return
+        # Another numpy may draw other points of the same voxels from one seed; they are as good.
+        if _is_sample(stored, labels.shape, len(expected)) and bool(belong(stored).all()):
+            self.found.add("STORE_INDEX", f"{name}: drawn otherwise than this version would", "warning")
+        else:
+            self.found.add("STORE_INDEX", f"{name}: its points are no sample of its voxels")
 
     def check_window(self, folder: Path, hu: npt.NDArray[np.int16]) -> None:
         """Compare a stored channel with its window of the stored HU."""
@@ -157,9 +166,17 @@ def _slabs(hu: npt.NDArray[np.int16]) -> Iterator[tuple[slice, tuple[slice, slic
         yield part, (part, slice(None), slice(None))
 
 
-def _is_sample(points: npt.NDArray[Any], labels: LabelArray, label: Label, count: int) -> bool:
-    """Whether points `(n, 3)` are `count` different voxels of a label."""
-    if points.shape != (count, 3) or (points < 0).any() or (points >= labels.shape).any():
+def _is_sample(points: Points, shape_zyx: tuple[int, ...], count: int) -> bool:
+    """Whether points `(n, 3)` are `count` different voxels of the volume."""
+    if points.shape != (count, 3) or (points < 0).any() or (points >= shape_zyx).any():
         return False
+    return len(np.unique(points, axis=0)) == count
+
+
+def _has_label(labels: LabelArray, label: Label, points: Points) -> BoolArray:
     z, y, x = points.T
-    return bool((labels[z, y, x] == label).all()) and len(np.unique(points, axis=0)) == count
+    return np.asarray(labels[z, y, x] == label)
+
+
+def _nowhere(points: Points) -> BoolArray:
+    return np.zeros(len(points), dtype=np.bool_)

@@ -63,7 +63,7 @@ def load_stage(run: Path, expected: Sequence[str]) -> StageModel:
         raise UsageError("USAGE", f"{run}: trained for stage {settings.stage}, expected {' or '.join(expected)}")
     stage = get_stage(settings.stage)
     network = build_network(settings.network, len(settings.bank), stage.out_channels, settings.width)
-    network.load_state_dict(checkpoint.network_state)
+    network.load_state_dict(checkpoint.weights)
     return StageModel(stage, network.eval(), settings, Preparation.from_dict(checkpoint.preparation))
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from livprep.errors import UsageError
+from livtrain.networks.recompute import apply_block
+from livtrain.networks.slices import check_input
 
 STRIDE = 8
 """Each dimension of the input must be a multiple of this: three levels halve it."""
@@ -63,6 +65,8 @@ class ResUNet(nn.Module):
         False gives the same graph without dilations.
     dropout
         Probability of zeroing a single activation (not a channel), after every level but the first and last.
+    recompute
+        Keep no activations inside of blocks, but compute them again for the gradient.
 
     Raises
     ------
@@ -77,6 +81,7 @@ class ResUNet(nn.Module):
         width: int = 16,
         dilated: bool = True,
         dropout: float = 0.3,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if min(in_channels, out_channels, width) < 1 or not 0.0 <= dropout < 1.0:
@@ -86,7 +91,7 @@ class ResUNet(nn.Module):
                 f"dropout {dropout:g}; expected positive counts and a dropout in [0, 1)",
             )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.width, self.dropout = width, dropout
+        self.width, self.dropout, self.recompute = width, dropout, recompute
         w = width
         plain = (1, 1, 1)
         self.project: nn.Module = nn.Identity() if in_channels == 1 else nn.Conv3d(in_channels, w, 1)
@@ -131,24 +136,27 @@ class ResUNet(nn.Module):
         UsageError
             The input has another channel count or a size that is no multiple of 8.
         """
-        self._check(x_BCZYX)
-        l1 = self.enc1(x_BCZYX) + self.project(x_BCZYX)
+        check_input(x_BCZYX, self.in_channels, (STRIDE, STRIDE, STRIDE))
+        l1 = self._run(self.enc1, x_BCZYX) + self.project(x_BCZYX)
         s1 = self.down1(l1)
-        l2 = self._drop(self.enc2(s1) + s1)
+        l2 = self._drop(self._run(self.enc2, s1) + s1)
         s2 = self.down2(l2)
-        l3 = self._drop(self.enc3(s2) + s2)
+        l3 = self._drop(self._run(self.enc3, s2) + s2)
         s3 = self.down3(l3)
-        l4 = self._drop(self.enc4(s3) + s3)
-        d1 = self._drop(self.dec1(l4) + self.widen(l4))
+        l4 = self._drop(self._run(self.enc4, s3) + s3)
+        d1 = self._drop(self._run(self.dec1, l4) + self.widen(l4))
         u2 = self.up2(d1)
-        d2 = self._drop(self.dec2(torch.cat([u2, l3], dim=1)) + u2)
+        d2 = self._drop(self._run(self.dec2, torch.cat([u2, l3], dim=1)) + u2)
         u3 = self.up3(d2)
-        d3 = self._drop(self.dec3(torch.cat([u3, l2], dim=1)) + u3)
+        d3 = self._drop(self._run(self.dec3, torch.cat([u3, l2], dim=1)) + u3)
         u4 = self.up4(d3)
-        map4: Tensor = self.map4(self.dec4(torch.cat([u4, l1], dim=1)) + u4)
+        map4: Tensor = self.map4(self._run(self.dec4, torch.cat([u4, l1], dim=1)) + u4)
         if not self.training:
             return map4
         return self._full(self.map1(d1), 8), self._full(self.map2(d2), 4), self._full(self.map3(d3), 2), map4
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return apply_block(block, x, self.recompute)
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, self.training)
@@ -156,16 +164,3 @@ class ResUNet(nn.Module):
     @staticmethod
     def _full(logits: Tensor, factor: int) -> Tensor:
         return functional.interpolate(logits, scale_factor=factor, mode="trilinear", align_corners=False)
-
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise UsageError(
-                "CONFIG_INVALID",
-                f"network input {tuple(x.shape)}: expected (batch, {self.in_channels}, z, y, x)",
-            )
-        if any(size % STRIDE or size == 0 for size in x.shape[2:]):
-            raise UsageError(
-                "CONFIG_INVALID",
-                f"network input of {tuple(x.shape[2:])} voxels (zyx): every size must be a multiple of "
-                f"{STRIDE}; choose another patch size",
-            )

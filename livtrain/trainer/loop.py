@@ -13,16 +13,14 @@ from torch import Tensor
 
 from livprep.errors import RunError
 from livprep.provenance import package_version
-from livtrain.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
+from livtrain.checkpoint import BEST, LAST, Checkpoint
 from livtrain.config import Settings
 from livtrain.trainer.journal import Journal, write_json
 from livtrain.trainer.plan import Say, TrainingStore, make_plan
-from livtrain.trainer.run import Run, improves, reproducible
+from livtrain.trainer.run import Run, open_run, reproducible
 from livtrain.trainer.stopping import Stopped, StopRequests
 from livtrain.trainer.summary import StepReport, Summary, dice_text
 from livtrain.trainer.validation import CaseScore, Interrupted, mean_dice, validate
-
-_RUN_FILES = ("config.yaml", LAST, BEST, "metrics.jsonl")
 
 
 def fit(
@@ -58,7 +56,7 @@ def fit(
     RunError
         RUN_EXISTS, DIVERGED, DISK_FULL, IO, or INTERRUPTED after a signal (the last step is saved then).
     """
-    saved = _open(run_dir, resume)
+    saved = open_run(run_dir, resume)
     plan = make_plan(store, settings, say)
     with reproducible(plan.settings.deterministic), StopRequests() as stop:
         run = Run(plan)
@@ -98,7 +96,7 @@ class _Loop:
     def go(self) -> Summary:
         """Train until the steps or the time are used up."""
         run, settings = self.run, self.settings
-        with run.loader() as loader:
+        with run.loader(self.say) as loader:
             while True:
                 if self._validation_due():
                     self._validate()
@@ -106,10 +104,11 @@ class _Loop:
                     return self._finish()
                 began = time.perf_counter()
                 rate = run.learning_rate
-                batch = next(loader)
+                batches = [next(loader) for _ in range(settings.accumulate)]
                 run.progress.waiting_s += time.perf_counter() - began
-                loss = run.train_step(batch)
-                self._pending.append((run.step, loss, rate, batch.case_ids))
+                loss = run.train_step(batches)
+                seen = tuple(case_id for batch in batches for case_id in batch.case_ids)
+                self._pending.append((run.step, loss, rate, seen))
                 if run.step % settings.log_every == 0 or run.fraction >= 1:
                     self._log()
                 run.progress.training_s += time.perf_counter() - began
@@ -154,16 +153,15 @@ class _Loop:
     def _validate(self) -> None:
         """Score the held-out cases, and keep the weights if they are the best so far."""
         self._log()
-        run, progress = self.run, self.run.progress
+        run = self.run
         scores = self._score(self.plan.val[: self.settings.validation_cases])
         means = mean_dice(scores)
         values = {"val_dice" if name == "mean" else f"val_dice_{name}": value for name, value in means.items()}
         self.journal.record(run.step, values, {score.case_id: score.dice for score in scores})
         self.journal.preview(scores)
         self.journal.publish()
-        progress.validated_step = run.step
-        if better := improves(means["mean"], progress.best_val_dice):
-            progress.best_val_dice, progress.best_step = means["mean"], run.step
+        run.progress.validated_step = run.step
+        better = run.observe(means["mean"])
         self.say(
             f"step {run.step}: validation Dice {dice_text(means)} on {len(scores)} cases{' (best)' if better else ''}"
         )
@@ -174,14 +172,15 @@ class _Loop:
     def _score(self, case_ids: tuple[str, ...]) -> list[CaseScore]:
         spacings = {case_id: self.plan.cases[case_id].geometry.spacing_mm for case_id in case_ids}
         try:
-            return validate(
-                self.run.network,
-                self.plan.cases,
-                spacings,
-                case_ids,
-                self.settings,
-                lambda: self.stop.received is not None,
-            )
+            with self.run.validated_weights():
+                return validate(
+                    self.run.network,
+                    self.plan.cases,
+                    spacings,
+                    case_ids,
+                    self.settings,
+                    lambda: self.stop.received is not None,
+                )
         except Interrupted:
             self._save()
             self._stop()
@@ -242,18 +241,7 @@ class _Loop:
         return summary
 
     def _patches_per_s(self) -> float:
-        return self.run.step * self.settings.batch / max(self.run.progress.training_s, 1e-9)
-
-
-def _open(run_dir: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from; a folder that holds a run is not overwritten."""
-    if not any((run_dir / name).exists() for name in _RUN_FILES):
-        return None
-    if not resume:
-        raise RunError("RUN_EXISTS", f"{run_dir} already holds a run")
-    if not any((run_dir / name).exists() for name in (LAST, BEST)):
-        return None  # it was stopped before its first checkpoint
-    return load_checkpoint(run_dir, prefer="last")
+        return self.run.step * self.run.patches_per_step / max(self.run.progress.training_s, 1e-9)
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,11 +16,11 @@ from livprep.provenance import digest_of
 from livprep.splits import Split, make_split
 from livtrain.config import Settings, parse_windows, resolve
 from livtrain.loader import LoaderCase
+from livtrain.networks import get_network, multiple_text
 from livtrain.sampling import Shape
+from livtrain.trainer.memory import batch_by_memory
 
 Say = Callable[[str], None]
-PATCH_MULTIPLE = 8
-"""Patches are clipped to volumes in steps of this, because networks halve each axis three times."""
 
 
 class TrainingCase(LoaderCase, Protocol):
@@ -121,12 +121,14 @@ def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
     say(f"split: {split.name}: {len(train)} cases to train, {len(val)} to validate ({held_out})")
     cases = {case_id: store[case_id] for case_id in (*train, *val)}
     settings = _windows(cases, settings, say)
-    patch = _clipped(settings.patch_zyx, [cases[case_id].shape_zyx for case_id in train])
+    patch = _clipped(settings, [cases[case_id].shape_zyx for case_id in train])
     clipped = "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
-    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}")
+    settings = _batch(settings.replace(patch_zyx=patch), device, say)
+    together = f" x {settings.accumulate}" if settings.accumulate > 1 else ""
+    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}{together}")
     say(f"length: {_length(settings)}; network: {settings.network}, width {settings.width}; loss: {settings.loss}")
     return Plan(
-        settings=settings.replace(patch_zyx=patch, device=str(device)),
+        settings=settings.replace(device=str(device)),
         cases=cases,
         train=train,
         val=val,
@@ -183,13 +185,28 @@ def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) ->
     return settings
 
 
-def _clipped(patch_zyx: Shape, shapes: list[Shape]) -> Shape:
-    """A patch no larger than the largest volume, rounded up to what networks take."""
+def _clipped(settings: Settings, shapes: list[Shape]) -> Shape:
+    """A patch no larger than the largest volume, rounded up to what the network takes."""
+    multiples = get_network(settings.network).multiple_zyx
+    if any(size % multiple for size, multiple in zip(settings.patch_zyx, multiples, strict=True)):
+        raise UsageError(
+            "CONFIG_INVALID",
+            f"patch of {_text(settings.patch_zyx)} voxels (zyx) for {settings.network}: {multiple_text(multiples)}",
+        )
     z, y, x = (
-        min(size, -(-max(lengths) // PATCH_MULTIPLE) * PATCH_MULTIPLE)
-        for size, lengths in zip(patch_zyx, zip(*shapes, strict=True), strict=True)
+        min(size, -(-max(lengths) // multiple) * multiple)
+        for size, lengths, multiple in zip(settings.patch_zyx, zip(*shapes, strict=True), multiples, strict=True)
     )
     return (z, y, x)
+
+
+def _batch(settings: Settings, device: torch.device, say: Say) -> Settings:
+    """The batch that fits where the settings leave it to the memory; recorded, so that a resumed run has the same."""
+    if not settings.batch_by_memory:
+        return settings
+    batch, needed, free = batch_by_memory(settings, device)
+    say(f"batch: {batch} by memory: about {needed / 2**30:.1f} of {free / 2**30:.1f} GiB free")
+    return settings.replace(batch=batch, batch_by_memory=False)
 
 
 def _digest(cases: Mapping[str, TrainingCase]) -> str:

@@ -5,30 +5,44 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from livprep.errors import RunError, UsageError
-from livtrain.augment import Augmentation, augment
-from livtrain.checkpoint import Checkpoint
+from livtrain.augment import Augmenter
+from livtrain.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from livtrain.loader import Batch, PatchLoader
 from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
-from livtrain.networks import build_network
+from livtrain.networks import get_network
 from livtrain.sampling import STAGE_ODDS
 from livtrain.stages import get_stage
-from livtrain.trainer.plan import Plan
-from livtrain.trainer.schedule import learning_rate
+from livtrain.trainer.optimization import (
+    Ema,
+    Precision,
+    build_for_training,
+    build_optimizer,
+    drop_encoder_gradients,
+)
+from livtrain.trainer.plan import Plan, Say
+from livtrain.trainer.schedule import Plateau, learning_rate
+from livtrain.unpack import fits_packed
 
 _COURSE = {
     "stage", "network", "width", "dropout", "loss", "windows", "window_source", "patch_zyx", "batch", "learning_rate",
     "schedule", "milestones", "warmup", "gradient_clip", "weight_decay", "supervision", "sampling", "augment", "seed",
-    "amp",
+    "amp", "pretrained", "frozen", "background", "class_weights", "accumulate", "optimizer", "momentum", "patience",
+    "ema", "channels_last", "compile", "activation_checkpointing", "patches_per_read",
 }  # fmt: skip
 """Settings that decide every parameter of a run; a resumed run must have the same."""
+
+
+_RUN_FILES = ("config.yaml", LAST, BEST, "metrics.jsonl")
 
 
 @dataclass
@@ -58,23 +72,20 @@ class Run:
         self.plan, self.settings = plan, settings
         self.stage = get_stage(settings.stage)
         self.device = torch.device(settings.device)
-        # oneDNN's 3-D convolutions of few channels are 2-3 times faster in this order (measured)
-        self.format = torch.channels_last_3d if self.device.type == "cpu" else torch.contiguous_format
-        network = build_network(settings.network, len(settings.bank), self.stage.out_channels, settings.width)
-        if settings.dropout is not None:
-            if not hasattr(network, "dropout"):
-                raise UsageError("CONFIG_INVALID", f"network {settings.network} has no dropout to set")
-            setattr(network, "dropout", settings.dropout)  # noqa: B010 - not every network has it
-        self.network = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.network, self.format = build_for_training(settings, self.stage.out_channels, self.device)
+        # validation is eager: its patches and hooks differ
+        self._forward = torch.compile(self.network, dynamic=False) if settings.compile else self.network
+        self.optimizer = build_optimizer(settings, self.network)
+        self.precision = Precision(self.device.type, settings.amp)
+        self.ema = Ema(self.network, settings.ema) if settings.ema is not None else None
+        self.plateau = Plateau()
         supervision = settings.supervision
         self.loss = DeepSupervision(
-            build_loss(settings.loss),
+            build_loss(settings.loss, background=settings.background, class_weights=settings.class_weights),
             AlphaSchedule(supervision.alpha, supervision.decay, supervision.decay_every),
+            get_network(settings.network).map_weights,
         )
-        self.strength = Augmentation(**settings.augment.model_dump())
+        self.augmenter = Augmenter(settings.augment, settings.patch_zyx, settings.seed, settings.bank)
         self.step = 0
         self.progress = Progress()
         self._started = time.perf_counter()
@@ -94,36 +105,68 @@ class Run:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(self.settings, self.fraction)
+        return learning_rate(self.settings, self.fraction, self.plateau.drops)
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns the loss as a scalar that may still be computed on the device."""
-        image, labels = augment(
-            batch.image_BCZYX,
-            batch.labels_BZYX,
-            counters=batch.counters,
-            spacing_mm=batch.spacing_mm,
-            seed=self.settings.seed,
-            strength=self.strength,
-        )
-        target, weight = self.stage.target(labels), self.stage.weight(labels, batch.spacing_mm)
-        fraction = self.fraction
+    @property
+    def patches_per_step(self) -> int:
+        """Patches that an optimizer step sees."""
+        return self.settings.batch * self.settings.accumulate
+
+    def train_step(self, batches: Sequence[Batch]) -> Tensor:
+        """One optimizer step on the mean loss of batches; returns it, a scalar that may still be computed."""
+        settings, fraction = self.settings, self.fraction
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, fraction)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp == "bf16"):
-            maps = self.network(image.contiguous(memory_format=self.format))
-        loss = self.loss((maps,) if isinstance(maps, Tensor) else maps, target, weight, epoch=fraction)
+            group["lr"] = learning_rate(settings, fraction, self.plateau.drops)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.settings.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
-        self.optimizer.step()
+        losses = [self._backward(batch, fraction, len(batches)) for batch in batches]
+        if fraction < settings.frozen:
+            drop_encoder_gradients(self.network)
+        self.precision.step(self.optimizer, self.network, settings.gradient_clip)
         self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        return torch.stack(losses).mean()
+
+    def _backward(self, batch: Batch, fraction: float, share: int) -> Tensor:
+        """Add the gradients of one batch's loss, divided by `share`; returns the loss."""
+        image, labels = self._augmented(batch)
+        target, weight = self.stage.target(labels), self.stage.weight(labels, batch.spacing_mm)
+        with self.precision.autocast():
+            maps = self._forward(image.contiguous(memory_format=self.format))
+        loss = self.loss((maps,) if isinstance(maps, Tensor) else maps, target, weight, epoch=fraction)
+        self.precision.backward(loss / share)
         return loss.detach()
 
-    def loader(self) -> PatchLoader:
-        """The patches from the next step on."""
+    @contextmanager
+    def validated_weights(self) -> Iterator[None]:
+        """Context in which the network has the weights that are validated: averaged ones where they are kept."""
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            yield
+
+    def observe(self, dice: float) -> bool:
+        """Note a validation Dice for the schedule and the best weights; whether it is the best so far."""
+        if self.settings.schedule == "plateau":
+            self.plateau.observe(dice, self.settings.patience)
+        best = self.progress.best_val_dice
+        if better := not math.isnan(dice) and (best is None or dice > best):  # NaN: nothing to score
+            self.progress.best_val_dice, self.progress.best_step = dice, self.step
+        return better
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        facts: Any = {"counters": batch.counters, "spacing_mm": batch.spacing_mm}
+        if batch.flat is not None:
+            return self.augmenter.from_packed(batch.packed, **facts)
+        return self.augmenter.from_channels(batch.image_BCZYX, batch.labels_BZYX, **facts)
+
+    def loader(self, say: Say) -> PatchLoader:
+        """The patches from the next step on; `say` takes one line for where they are read from.
+
+        They stay packed until augmentation, which turns HU and labels in one pass, moves windows, and asks for a
+        margin where it turns. Windows beyond 12 bits, and stored channels, come as channels and without a margin.
+        """
         settings = self.settings
+        packed = settings.window_source == "packed" and all(fits_packed(window) for window in settings.bank)
+        budget_gb = settings.ram_budget_gb
         return PatchLoader(
             self.plan.cases,
             settings.patch_zyx,
@@ -132,12 +175,18 @@ class Run:
             windows=settings.bank,
             odds=settings.sampling.model_dump() if settings.sampling else STAGE_ODDS[settings.stage],
             seed=settings.seed,
-            start=self.step * settings.batch,
-            stop=settings.steps * settings.batch if settings.steps else None,
+            start=self.step * self.patches_per_step,
+            stop=settings.steps * self.patches_per_step if settings.steps else None,
             workers=settings.loader_threads,
             prefetch=settings.prefetch,
             device=self.device,
             source=settings.window_source,
+            tier=settings.loader_tier,
+            ram_budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
+            patches_per_read=settings.patches_per_read,
+            deliver="packed" if packed else "channels",
+            margin=self.augmenter.margin if packed else None,
+            say=say,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -167,6 +216,9 @@ class Run:
             progress={**vars(self.progress), "seconds": self.seconds},
             cases={"train": list(self.plan.train), "val": list(self.plan.val)},
             store_digest=self.plan.store_digest,
+            schedule_state=vars(self.plateau),
+            scaler_state=self.precision.state_dict(),
+            ema_state=self.ema.state_dict() if self.ema is not None else {},
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -190,11 +242,27 @@ class Run:
         if self.device.type == "cuda" and "cuda" in checkpoint.rng:
             torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
         self.step, self.progress = checkpoint.step, Progress(**checkpoint.progress)
+        self.plateau = Plateau(**checkpoint.schedule_state)
+        self.precision.load_state_dict(checkpoint.scaler_state)
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint.ema_state)
 
 
-def improves(dice: float, best: float | None) -> bool:
-    """Whether a validation Dice is better than the best so far; NaN (nothing to score) never is."""
-    return not math.isnan(dice) and (best is None or dice > best)
+def open_run(run_dir: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint to continue from, or None for a new run.
+
+    Raises
+    ------
+    RunError
+        RUN_EXISTS: the folder holds a run, which is not overwritten. CHECKPOINT_CORRUPT.
+    """
+    if not any((run_dir / name).exists() for name in _RUN_FILES):
+        return None
+    if not resume:
+        raise RunError("RUN_EXISTS", f"{run_dir} already holds a run")
+    if not any((run_dir / name).exists() for name in (LAST, BEST)):
+        return None  # it was stopped before its first checkpoint
+    return load_checkpoint(run_dir, prefer="last")
 
 
 @contextmanager

@@ -33,7 +33,20 @@ def test_import_contracts_hold() -> None:
     assert " 0 broken" in done.stdout
 
 
-HEAVY = {"torch", "zarr", "dask", "distributed", "pydicom", "nibabel", "SimpleITK", "scipy", "xarray", "numpy", "monai"}
+HEAVY = {
+    "torch",
+    "monai",
+    "zarr",
+    "dask",
+    "distributed",
+    "pydicom",
+    "nibabel",
+    "SimpleITK",
+    "scipy",
+    "xarray",
+    "numpy",
+    "numba",
+}
 
 
 @pytest.mark.parametrize(

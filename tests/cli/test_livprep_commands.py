@@ -630,7 +630,10 @@ def test_verbose_shows_the_traceback_of_a_defect(
         logging.getLogger().setLevel(level)
     assert outcome.code == 1
     assert "Traceback (most recent call last)" in outcome.err
-    assert outcome.err.splitlines()[-1].startswith("livprep: INTERNAL: ZeroDivisionError: division by zero. ")
+    assert outcome.err.splitlines()[-1].startswith("livprep: INTERNAL: ZeroDivisionError in test_livprep_commands.py, ")
+    assert "division by zero" not in outcome.err
+    monkeypatch.setenv("LIVPREP_DEBUG", "1")
+    assert "ZeroDivisionError: division by zero" in livprep("info", "--store", small_store).err
 
 
 def test_a_decathlon_folder_is_ingested_and_its_test_set_named(livprep: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -72,3 +72,13 @@ def test_links_of_the_pages_lead_somewhere(page: str) -> None:
 def test_the_benchmark_of_series_faults_counts_ten_of_ten(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "benchmarks.bench_series_faults", cwd=tmp_path)
     assert "| **caught** | **10 of 10** |" in done.stdout
+
+
+def test_the_benchmark_of_augmentation_prints_its_tables(tmp_path: Path) -> None:
+    small = ["-m", "benchmarks.bench_augment", "--patches", "2", "--patch", "16", "16", "16", "--volume", "48"]
+    done = run(sys.executable, *small, "--rounds", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| ours \| 16x16x16 \| 2 \| \d", done.stdout, re.MULTILINE), done.stdout
+    done = run(sys.executable, *small, "--parts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^\| [a-z ,_()]+ \| [\d.]+ \| [\d.]+ \|$", done.stdout, re.MULTILINE)) == 13, done.stdout

@@ -174,6 +174,17 @@ def legal_rescale(slices: list[Dataset]) -> None:
     slices[5].RescaleIntercept = "-1524"
 
 
+def acquired(counts: tuple[int, int], *missing: int) -> Build:
+    """Two acquisitions of six slices, whose headers count `counts`, without the slices `missing`."""
+
+    def change(slices: list[Dataset]) -> None:
+        for k, data in enumerate(slices):
+            put(data, AcquisitionNumber=1 + k // 6, ImagesInAcquisition=counts[k // 6])
+        slices[:] = [data for k, data in enumerate(slices) if k not in missing]
+
+    return changed(change)
+
+
 def localizer(k: int) -> Dataset:
     data = plain(0)
     data.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

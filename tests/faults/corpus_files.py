@@ -189,10 +189,24 @@ def some(value: int, every: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def identity(folder: Path) -> None:
-    lits_pair(folder, 28)
-    volume = scan()
-    for name, values in (("volume", volume.image.hu), ("segmentation", volume.label_map.labels)):
-        (folder / f"{name}-28.nii").write_bytes(nifti_bytes(values, np.eye(4)))
+    identity_of(28)(folder)
+
+
+def identity_of(number: int) -> Build:
+    def build(folder: Path) -> None:
+        lits_pair(folder, number)
+        volume = scan()
+        for name, values in (("volume", volume.image.hu), ("segmentation", volume.label_map.labels)):
+            (folder / f"{name}-{number}.nii").write_bytes(nifti_bytes(values, np.eye(4)))
+
+    return build
+
+
+def exchanged(folder: Path) -> None:
+    """Test volume 59: the file's second axis counts the slices."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = nifti_bytes(scan((6, 9, 6)).image.hu, np.diag([0.7, 0.7, 3.0, 1.0]))
+    (folder / "test-volume-59.nii").write_bytes(data)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------

@@ -81,6 +81,17 @@ SERIES = [
                                   for k, d in enumerate(s)])),
     Fault("numbers from anywhere", dcm.changed(
         lambda s: [dcm.put(d, InstanceNumber=286 - k, ImagesInAcquisition=None) for k, d in enumerate(s)]), "ok"),
+    Fault("two acquisitions", dcm.acquired((6, 6)), "ok"),
+    Fault("two acquisitions that count the series", dcm.acquired((12, 12)), "ok"),
+    rejected("last slice of the second acquisition missing", "SERIES_INCOMPLETE", dcm.acquired((6, 6), 11)),
+    rejected("first slices of the first acquisition missing", "SERIES_INCOMPLETE", dcm.acquired((6, 6), 0)),
+    warned("acquisitions of more images than the series", "SERIES_COUNT", dcm.acquired((40, 60))),
+    rejected("series counted and one lost", "SERIES_INCOMPLETE", dcm.changed(
+        lambda s: [dcm.put(d, ImagesInAcquisition=None, NumberOfSeriesRelatedInstances=13) for d in s])),
+    rejected("effective atomic numbers", "SERIES_RESCALE_TYPE", dcm.every(RescaleType="Z_EFF")),
+    warned("unit left open", "SERIES_RESCALE_UNIT", dcm.every(RescaleType="US")),
+    warned("monoenergetic HU", "SERIES_RESCALE_UNIT", dcm.every(RescaleType="HU_MOD")),
+    Fault("HU by name", dcm.every(RescaleType="HU"), "ok"),
     warned("tilt stated, slices straight", "SERIES_TILT_STATED", dcm.every(GantryDetectorTilt="12")),
     warned("localizer among the slices", "SERIES_LOCALIZER", dcm.changed(lambda s: s.append(dcm.localizer(0)))),
     Fault("localizers alone", dcm.changed(lambda s: s.__setitem__(slice(None), [dcm.localizer(0)])), "ignored"),
@@ -131,8 +142,8 @@ IRCADB = [
     rejected("last slice of the scan missing", "SERIES_INCOMPLETE", files.without("PATIENT_DICOM/image_3")),
     rejected("first slice of the scan missing", "SERIES_INCOMPLETE", files.without("PATIENT_DICOM/image_0")),
     rejected("inner slice of the scan missing", "SERIES_GAP", files.without("PATIENT_DICOM/image_2")),
-    warned("last slice missing everywhere", "CATALOG_MISMATCH",
-           files.without(*(f"{name}/image_3" for name in ("PATIENT_DICOM", "MASKS_DICOM/liver",
+    rejected("last slice missing everywhere", "SERIES_INCOMPLETE",
+             files.without(*(f"{name}/image_3" for name in ("PATIENT_DICOM", "MASKS_DICOM/liver",
                                                           "MASKS_DICOM/livertumor")))),
     rejected("last slice of a mask missing", "MASK_SHAPE", files.without("MASKS_DICOM/liver/image_3")),
     rejected("inner slice of a mask missing", "SERIES_GAP", files.without("MASKS_DICOM/liver/image_1")),
@@ -200,6 +211,8 @@ LITS = [
     rejected("volume missing", "SOURCE_MISSING", files.pair(0, remove="volume")),
     rejected("number of no case", "CASE_UNKNOWN", files.pair(131)),
     warned("identity header", "REPAIRED", files.identity),
+    warned("identity header of another patient's slices", "CATALOG_MISMATCH", files.identity_of(29)),
+    warned("axes exchanged", "REPAIRED", files.exchanged),
     rejected("zips without end", "ARCHIVE_LIMIT", files.nested),
     rejected("entry that lies about its size", "ARCHIVE_LIMIT", files.lying_bomb),
 ]  # fmt: skip
@@ -207,11 +220,16 @@ LITS = [
 
 @pytest.fixture(scope="module")
 def catalog() -> Catalog:
-    """The product's catalogue, with patient 2 of four slices."""
+    """The product's catalogue, with patient 2 and LiTS 28 of four slices."""
     found = load_catalog()
     four = {"slices": 4, "spacing_mm": (2.0, 0.8, 0.7)}
     cases = tuple(case.model_copy(update=four) if case.number == 2 else case for case in found.ircadb.cases)
-    return found.model_copy(update={"ircadb": found.ircadb.model_copy(update={"cases": cases})})
+    repairs = tuple(r.model_copy(update={"slices": 4}) if r.number == 28 else r for r in found.lits.repairs)
+    ircadb, lits = (
+        found.ircadb.model_copy(update={"cases": cases}),
+        found.lits.model_copy(update={"repairs": repairs}),
+    )
+    return found.model_copy(update={"ircadb": ircadb, "lits": lits})
 
 
 def names(faults: list[Fault]) -> list[str]:

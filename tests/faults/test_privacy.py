@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import gzip
 import json
+import shutil
 import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
-from building import ircadb_case, lits_pair, mask_array, nifti_bytes, plain_slice, scan, write_series, zip_folder
+from building import ircadb_case, lits_pair, mask_array, plain_slice, scan, write_series, zip_folder
 from conftest import Outcome
-from pydicom.datadict import dictionary_keyword, dictionary_VR
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
-
-TEXT = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"}
-STRUCTURAL = {"Modality", "PhotometricInterpretation", "SpecificCharacterSet"}
-
-
-def marked(data: bytes, start: int) -> tuple[bytes, list[str]]:
-    """A slice with a token of its own in each text element, nested and private ones too, and the tokens."""
-    tokens: list[str] = []
-
-    def token() -> str:
-        tokens.append(f"TOKEN{start + len(tokens)}X")
-        return tokens[-1]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        tags = [
-            tag
-            for tag in pydicom.datadict.DicomDictionary
-            if (tag >> 16) in (0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0040)
-        ]
-        for tag in tags:
-            keyword = dictionary_keyword(tag)
-            if keyword and dictionary_VR(tag) in TEXT and keyword not in STRUCTURAL:
-                dataset.add_new(tag, dictionary_VR(tag), token())
-        nested = Dataset()
-        nested.PatientName = token()
-        nested.ReferencedStudySequence = Sequence([Dataset()])
-        nested.ReferencedStudySequence[0].StudyDescription = token()
-        dataset.RequestAttributesSequence = Sequence([nested])
-        block = dataset.private_block(0x0011, token(), create=True)
-        block.add_new(0x01, "LO", token())
-        block.add_new(0x02, "UN", token().encode())
-        dataset.StudyDate = "TOKENDATE"
-        tokens.append("TOKENDATE")
-        buffer = io.BytesIO()
-        dataset.save_as(buffer)
-    return buffer.getvalue(), tokens
-
-
-def marked_nifti(values: np.ndarray, affine_ras: np.ndarray | None = None) -> bytes:
-    """A NIfTI with TOKEN in every text field of its header and in an extension."""
-    fields = {
-        "descrip": b"TOKEN descrip", "aux_file": b"TOKEN aux", "intent_name": b"TOKEN intent", "db_name": b"TOKEN db",
-        "data_type": b"TOKEN", "vox_offset": 352 + 64,
-    }  # fmt: skip
-    data = nifti_bytes(values, affine_ras, fields)
-    extension = (64).to_bytes(4, "little") + (6).to_bytes(4, "little") + b"TOKEN comment".ljust(56, b"\0")
-    return data[:348] + b"\1\0\0\0" + extension + data[352:]
-
-
-def everything_below(folder: Path) -> bytes:
-    return b"\n".join(bytes(path) + b"\n" + path.read_bytes() for path in folder.rglob("*") if path.is_file())
+from planting import (
+    BEHIND,
+    Tokens,
+    everything_below,
+    marked,
+    marked_nifti,
+    planted_gzip,
+    planted_nifti,
+    planted_slice,
+    planted_zip,
+)
 
 
 @pytest.mark.parametrize("fault", ["none", "short", "gap"])
@@ -300,3 +255,196 @@ def test_a_defect_tells_its_place_and_no_text(
         False,
     )
     assert "ZeroDivisionError" in caplog.text
+
+
+# --- a token in every place, through every command --------------------------------------------------------------
+
+FAULTS = [
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept",
+    "SliceThickness", "SpacingBetweenSlices", "GantryDetectorTilt", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "SOPClassUID", "Modality", "SpecificCharacterSet", "NumberOfFrames", "TransferSyntaxUID", "Rows", "BitsAllocated",
+    "BitsStored", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation",
+    BEHIND,
+]  # fmt: skip
+"""Elements of one slice that hold a token where the reader needs something else."""
+NIFTI_FAULTS = {
+    "NIFTI_DIM": {"dim": [4, 5, 6, 4, 2, 1, 1, 1]}, "NIFTI_HEADER": {"datatype": 128},
+    "NIFTI_SHORT": {"dim": [3, 9, 9, 9, 1, 1, 1, 1]}, "NIFTI_AFFINE": {"srow_x": [0.7, 0.7, 0, 0]},
+    "HU_RANGE": {"scl_slope": 1e9},
+}  # fmt: skip
+TINY = ("--set", "patch_zyx=[8,8,8]", "--set", "width=2", "--set", "overlap=0", "--set", "train_dice_cases=1")
+
+
+def planted_case(root: Path, number: int, tokens: Tokens, *, every: bool, fault: str = "") -> Path:
+    """A 3DIRCADb case whose slices hold tokens, one slice of the scan at fault."""
+    case = ircadb_case(root, number, {"liver": mask_array(1)})
+    for folder in (case / "PATIENT_DICOM", case / "MASKS_DICOM" / "liver"):
+        for k, path in enumerate(sorted(folder.iterdir())):
+            own = fault if k == 1 and folder.name == "PATIENT_DICOM" else ""
+            path.write_bytes(planted_slice(path.read_bytes(), tokens, every=every and k == 0, fault=own))
+    return case
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:-size])
+
+
+FILE_FAULTS: dict[str, tuple[int, Callable[[Path], object]]] = {
+    "gap": (11, lambda case: (case / "PATIENT_DICOM" / "image_1").unlink()),
+    "cut": (11, lambda case: cut(case / "PATIENT_DICOM" / "image_1", 60)),
+    "one slice more": (14, lambda case: (case / "MASKS_DICOM" / "liver" / "image_0").unlink()),
+    "maskless": (20, lambda case: shutil.rmtree(case / "MASKS_DICOM")),
+    "unknown": (77, lambda case: None),
+}
+"""Faults of files and folders: the patient's number, and what is done to its folder."""
+
+
+def planted_sources(root: Path, tokens: Tokens) -> None:
+    """Whole cases of every kind, and a case for every fault."""
+    planted_case(root / "whole", 5, tokens, every=True)
+    entries = {}
+    for path in sorted(planted_case(root / "zipped", 7, tokens, every=False).rglob("image_*")):
+        entries[path.relative_to(root / "zipped").as_posix()] = path.read_bytes()
+    shutil.rmtree(root / "zipped")
+    (root / "zipped").mkdir()
+    planted_zip(root / "zipped" / "cases.zip", entries, tokens)
+    for k, fault in enumerate(FAULTS):
+        planted_case(root / "faulty" / fault, (11, 14, 20)[k % 3], tokens, every=False, fault=fault)
+    for fault, (number, spoil) in FILE_FAULTS.items():
+        spoil(planted_case(root / "faulty" / fault, number, tokens, every=False))
+    hu, labels = scan().image.hu, scan().label_map.labels
+    for number in (3, 6, 8):
+        (root / "lits").mkdir(exist_ok=True)
+        for name, values in (("volume", hu), ("segmentation", labels)):
+            data = planted_nifti(values, tokens)
+            (root / "lits" / f"{name}-{number}.nii.gz").write_bytes(planted_gzip(data, tokens))
+    for number, (_, fields) in enumerate(NIFTI_FAULTS.items(), 60):
+        (root / "lits" / f"volume-{number}.nii").write_bytes(planted_nifti(hu, tokens, **fields))
+        (root / "lits" / f"segmentation-{number}.nii").write_bytes(planted_nifti(labels, tokens))
+    (root / "lits" / "volume-70.nii.gz").write_bytes(planted_gzip(planted_nifti(hu, tokens), tokens)[:-9])
+    (root / "lits" / "segmentation-70.nii").write_bytes(planted_nifti(labels + np.uint8(9), tokens))
+
+
+def written_text(folders: list[Path]) -> bytes:
+    """All that lies below folders, with what is gzipped or zipped inflated too."""
+    pieces = []
+    for folder in folders:
+        pieces.append(everything_below(folder))
+        pieces.extend(gzip.decompress(path.read_bytes()) for path in folder.rglob("*.gz"))
+    return b"\n".join(pieces)
+
+
+def test_no_planted_token_comes_out_of_any_command(
+    livprep: Callable[..., Outcome],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens, root, work = Tokens(), tmp_path / "in", tmp_path / "work"
+    planted_sources(root, tokens)
+    assert tokens.count >= 500
+    work.mkdir()
+    monkeypatch.chdir(work)
+    store = work / "liver.zarr"
+    told = []
+
+    def call(*line: object, codes: tuple[int, ...] = (0,)) -> Outcome:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = livprep(*line)
+        told.extend([outcome, *(Outcome(0, str(entry.message), "") for entry in caught)])
+        assert outcome.code in codes, (line, outcome)
+        return outcome
+
+    for source, codes in (("whole", (0,)), ("zipped", (0,)), ("lits", (3,))):
+        call("ingest", root / source, "--store", store, "--workers", 1, "-vv", "--json", codes=codes)
+    seen_codes = set()
+    for fault in (*FAULTS, *FILE_FAULTS):
+        outcome = call(
+            "ingest",
+            root / "faulty" / fault,
+            "--store",
+            store,
+            "--workers",
+            1,
+            "-vv",
+            "--replace",
+            "--json",
+            codes=(0, 3),
+        )
+        seen_codes |= {json.loads(line)["code"] for line in outcome.out.splitlines()}
+    assert len(seen_codes) >= 8, seen_codes
+    for line, codes in (
+        (("inspect", root, "--json", "-vv"), (3,)),
+        (("inspect", root / "whole"), (0, 3)),
+        (("ingest", root, "--store", store, "--dry-run"), (0, 3)),
+        (("window", "--wl", 40, "--ww", 220, "--store", store, "-vv"), (0,)),
+        (("info", "--store", store, "--json"), (0,)),
+        (("info", "lits-003", "--store", store), (0,)),
+        (("overlaps", "--store", store, "--json"), (0,)),
+        (("split", "--store", store, "--name", "again"), (0,)),
+        (("explain", "SERIES_TAG"), (0,)),
+        (("verify", "--store", store, "--deep", "--workers", 1, "-vv", "--json"), (0,)),
+        (("verify", root / "lits", "--store", store, "--workers", 1, "-vv", "--json"), (0, 4)),
+        (("verify", root / "whole", "--store", store, "--workers", 1, "-vv"), (0, 4)),
+        (("gc", "--store", store), (0,)),
+    ):  # fmt: skip
+        call(*line, codes=codes)
+    told.extend(train_and_predict(store, root, work))
+    seen = written_text([work]) + caplog.text.encode() + "".join(o.out + o.err for o in told).encode()
+    assert len(seen) > 100_000
+    assert (store / "cases" / "lits-003").is_dir()
+    assert (work / "predictions" / "lits-006.nii.gz").is_file()
+    assert tokens.found_in(seen) == []
+
+
+def train_and_predict(store: Path, root: Path, work: Path) -> list[Outcome]:
+    """Fit two steps, predict stored cases and sources, evaluate; what was printed."""
+    torch = pytest.importorskip("torch")
+    from click.testing import CliRunner
+
+    from livcli.livtrain_evaluate import evaluate
+    from livcli.livtrain_fit import fit
+    from livcli.livtrain_predict import predict
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    told = []
+    common = ("--store", store, "--device", "cpu")
+    network = ("--liver", work / "runs/liver", *common, "--out")
+    for command, line, codes in (
+        (fit, (*common, "--steps", 2, *TINY, "-v"), (0,)),
+        (predict, (root / "lits", root / "whole", *network, work / "predictions", "--json"), (3,)),
+        (predict, (root / "faulty" / "Modality", *network, work / "more"), (0, 3)),
+        (predict, ("lits-*", *network, work / "stored"), (0,)),
+        (evaluate, ("-p", work / "stored", "--store", store, "--json"), (0,)),
+    ):
+        result = CliRunner().invoke(command, [str(part) for part in line], standalone_mode=False)
+        assert result.exception is None, (command, result.exception, result.output)
+        assert result.exit_code in codes or result.return_value in codes, (command, result.output)
+        told.append(Outcome(result.exit_code, result.stdout, result.stderr))
+    torch.set_num_threads(threads)
+    return told
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_defect_in_a_command_tells_no_text(
+    livprep: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verbose: bool
+) -> None:
+    from livprep import inspection
+
+    def fail(*arguments: object) -> None:
+        try:
+            int("TOKEN^cause")
+        except ValueError as error:
+            raise ZeroDivisionError("TOKEN^Jane") from error
+
+    monkeypatch.setattr(inspection, "discover", fail)
+    line = ("inspect", tmp_path, *(["-vv"] if verbose else []))
+    outcome = livprep(*line)
+    assert outcome.code == 1
+    assert "TOKEN" not in outcome.out + outcome.err
+    assert "ZeroDivisionError in test_privacy.py, line" in outcome.err
+    assert ("Traceback" in outcome.err) == verbose
+    monkeypatch.setenv("LIVPREP_DEBUG", "1")
+    assert "TOKEN^Jane" in livprep(*line).err

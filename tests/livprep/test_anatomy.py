@@ -22,6 +22,8 @@ from livprep.phantom import Phantom, make_phantom
 from livprep.prepare import Preparation, prepare
 from livprep.sources import discover, read_case
 from livprep.store import open_store
+from livprep.synthesis import ircadb_phantom, lits_phantom
+from livprep.synthesis.lits import stored_in
 from livprep.volume import LabelledVolume, LabelMap, Volume
 
 AXES = ("ANATOMY_HEAD_FEET", "ANATOMY_FRONT_BACK", "ANATOMY_LEFT_RIGHT")
@@ -69,6 +71,81 @@ def test_no_phantom_raises_a_false_alarm(seed: int) -> None:
     shape, spacing = GRIDS[0]
     phantom = drawn(shape, spacing, f"patient-{seed}", seed)
     assert codes(volume_of(phantom.hu, spacing, phantom.labels())) == set()
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 5))])
+@pytest.mark.parametrize("number", [1, 5, 8, 16, 20, 0, 53, 87, 120])
+def test_all_eight_mirror_images_of_both_data_sets_are_told(number: int, seed: int) -> None:
+    """Patients 1, 5, 8, 16, 20 of 3DIRCADb and LiTS 0, 53, 87, 120, each on the grid that its data set has."""
+    catalog = load_catalog()
+    draw = ircadb_phantom if number in (1, 5, 8, 16, 20) else lits_phantom
+    phantom = draw(number, seed=10 + seed, size=64, catalog=catalog)  # at 40 pixels of 10 mm the chest wall is open
+    for flips in FLIPS:
+        expected = {name for name, flip in zip(AXES, flips, strict=True) if flip}
+        volume = volume_of(phantom.hu, phantom.geometry.spacing_mm, phantom.labels(), mirrored(flips))
+        assert codes(volume) == expected
+
+
+@pytest.mark.parametrize("number", range(28, 48))
+def test_the_header_of_every_volume_from_28_to_47_is_doubted_unless_repaired(number: int) -> None:
+    """The array lies toward L A S and the identity header says R A S."""
+    phantom = lits_phantom(number, seed=number, size=40, catalog=load_catalog())
+    axis_map, stored = stored_in(phantom.geometry, "LAS")
+    hu, labels = (np.ascontiguousarray(axis_map.apply(a)) for a in (phantom.hu, phantom.labels()))
+    stated = Geometry.from_affine_ras(np.diag([*stored.spacing_mm[::-1], 1.0]), stored.shape_zyx)
+    for grid, expected in ((stated, {"ANATOMY_LEFT_RIGHT"}), (stored, set())):
+        volume = LabelledVolume(Volume(hu, grid), LabelMap(labels, grid))
+        assert codes(prepare(volume, Preparation())) == expected
+
+
+def with_arms(phantom: Phantom, spacing: tuple, sides: tuple[int, ...], reach: float = 30.0) -> np.ndarray:
+    """Arms of soft tissue and bone beside the body (-1: the patient's right), as far as the field shows them."""
+    hu = np.pad(phantom.hu, ((0, 0), (0, 0), (12, 12)), constant_values=-1000)
+    middle = (np.array(hu.shape[1:]) - 1) / 2
+    y, x = (np.mgrid[: hu.shape[1], : hu.shape[2]] - middle[:, None, None]) * np.array(spacing[1:])[:, None, None]
+    for side in sides:
+        distance = np.hypot(y - 20, x - side * (hu.shape[2] * spacing[2] / 2 - reach))
+        for z in range(len(hu)):
+            hu[z][(distance < 45) & (hu[z] < -500)] = 40
+            hu[z][distance < 14] = 700
+    return hu
+
+
+@pytest.mark.parametrize("sides", [(-1,), (1,), (-1, 1)])
+@pytest.mark.parametrize("seed", range(4))
+def test_arms_beside_the_body_raise_no_false_alarm(sides: tuple, seed: int) -> None:
+    shape, spacing = GRIDS[0]
+    phantom = drawn(shape, spacing, f"arms-{seed}", seed)
+    for reach in (30.0, 5.0):  # whole, and cut by the field of view
+        hu = with_arms(phantom, spacing, sides, reach)
+        labels = np.pad(phantom.labels(), ((0, 0), (0, 0), (12, 12)))
+        assert codes(volume_of(hu, spacing, labels)) == set()
+
+
+PARTS = {
+    "middle": np.s_[:, 8:40, 8:40],
+    "the right half": np.s_[:, :, :26],
+    "the left half": np.s_[:, :, 22:],
+    "the front": np.s_[:, :24, :],
+    "the back": np.s_[:, 24:, :],
+    "the lower half": np.s_[:20],
+    "the upper half": np.s_[20:],
+    "the middle third": np.s_[13:27],
+    "the liver alone": np.s_[10:30, 10:34, 6:30],
+}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=list(PARTS))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_part_of_the_body_raises_no_false_alarm(part: str, seed: int) -> None:
+    """A field of view that cuts the body, or a scan without lungs."""
+    shape, spacing = GRIDS[0]
+    phantom = drawn(shape, spacing, f"part-{seed}", seed)
+    assert codes(volume_of(phantom.hu, spacing, phantom.labels(), PARTS[part])) == set()
+    circle = phantom.hu.copy()  # what a small reconstruction circle leaves, padded as scanners do
+    y, x = np.mgrid[:48, :48] - 23.5
+    circle[:, x**2 + y**2 > 15**2] = -1024
+    assert codes(volume_of(circle, spacing, phantom.labels())) == set()
 
 
 def test_exchanged_axes_are_told() -> None:

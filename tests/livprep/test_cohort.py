@@ -8,9 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import edited, ircadb_case, lits_pair, mask_array, plain_slice, tree_hash, write_series
+from building import (
+    edited,
+    ircadb_case,
+    lits_pair,
+    mask_array,
+    nifti_bytes,
+    plain_slice,
+    scan,
+    tree_hash,
+    write_series,
+)
 
-from livprep import cohort
+from livprep import cohort, convert, plan
 from livprep.cases import Receipt
 from livprep.cohort import (
     IngestRequest,
@@ -196,7 +206,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
 ) -> None:
     usage = type("Usage", (), {"free": 500})()
     monkeypatch.setattr(cohort.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(LivError, match=r"needs about \d+ bytes, 500 are free") as caught:
+    with pytest.raises(LivError, match=r"needs about \d+ bytes, with a reserve \d+, 500 are free") as caught:
         ingest(sources, store=tmp_path / "s")
     assert (caught.value.code, caught.value.exit_code) == ("DISK_FULL", 74)
     assert list(open_store(tmp_path / "s")) == []
@@ -207,6 +217,64 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
     with pytest.raises(LivError, match="500 are free"):
         ingest(sources, store=tmp_path / "s", replace=True)
     assert len(open_store(tmp_path / "s")) == 4
+
+
+def test_a_case_too_large_for_the_memory_is_rejected_alone_before_any_work(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Preparation((0.1, 0.1, 0.1))
+    (sources / "volume-3.nii").write_bytes(nifti_bytes(scan((4, 60, 50)).image.hu))
+    (sources / "segmentation-3.nii").write_bytes(nifti_bytes(scan((4, 60, 50)).label_map.labels))
+    monkeypatch.setattr(cohort, "total_memory_bytes", lambda: 700 << 20)
+    planned = plan_ingest(IngestRequest((sources,), tmp_path / "s", preparation=wanted))
+    assert "lits-003" not in {need.case_id for need in planned.plan.needs}
+    assert planned.total == 5
+    receipts = ingest(sources, store=tmp_path / "s", preparation=wanted)
+    assert {name: (receipt.status, receipt.code) for name, receipt in receipts.items()} == {
+        "ircadb-02": ("published", ""),
+        "ircadb-04": ("rejected", "MASK_MISSING"),
+        "ircadb-05": ("published", ""),
+        "lits-003": ("rejected", "CASE_TOO_LARGE"),
+        "lits-028": ("published", ""),
+    }
+    assert receipts["lits-003"].detail == (
+        "lits-003: needs about 0.8 GB of memory as 80 x 480 x 350 voxels (zyx) at 0.1 x 0.1 x 0.1 mm, this machine or "
+        "its container gives 0.7 GB; choose a coarser --spacing or a larger machine"
+    )
+
+
+def test_a_case_that_no_header_announced_is_refused_by_its_worker(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "stated_extent", lambda refs: None)
+    monkeypatch.setattr(convert, "total_memory_bytes", lambda: 502 << 20)
+    receipts = ingest(sources, store=tmp_path / "s", preparation=Preparation((0.1, 0.1, 0.1)), dataset="lits")
+    assert {(receipt.status, receipt.code) for receipt in receipts.values()} == {("rejected", "CASE_TOO_LARGE")}
+
+
+@pytest.mark.parametrize("options", [{}, {"preparation": Preparation((0.1, 0.1, 0.1))}])
+def test_space_is_needed_with_a_reserve_at_the_planned_spacing(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
+    planned = plan_ingest(IngestRequest((sources,), tmp_path / "s", workers=1, **options))
+    assert planned.plan.disk_bytes > (1_000_000 if options else 240_000)
+    usage = type("Usage", (), {"free": int(1.19 * planned.plan.disk_bytes)})
+    monkeypatch.setattr(cohort.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(LivError, match=r"needs about \d+ bytes, with a reserve \d+, \d+ are free") as caught:
+        list(run_ingest(planned))
+    assert caught.value.code == "DISK_FULL"
+    usage.free = int(1.21 * planned.plan.disk_bytes)
+    assert [receipt.status for receipt in run_ingest(planned)].count("published") == 4
+    store, usage.free = open_store(tmp_path / "s"), 1000
+    jobs = plan_windows(store, [Window(40, 220)])
+    with pytest.raises(LivError, match="are free"):  # the channels have to fit too
+        list(run_windows(store, jobs, workers=1))
+    usage.free = 1 << 40
+    list(run_windows(store, jobs, workers=1))
+    usage.free = int(1.21 * planned.plan.disk_bytes)
+    again = plan_ingest(IngestRequest((sources,), tmp_path / "s", workers=1, replace=True, **options))
+    with pytest.raises(LivError, match="are free"):  # replaced with their channels
+        list(run_ingest(again))
 
 
 def test_a_changed_source_is_rejected_alone(sources: Path, tmp_path: Path) -> None:

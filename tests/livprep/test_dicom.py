@@ -169,6 +169,21 @@ def test_read_series_hashes_what_it_reads(tmp_path) -> None:
     assert reader.digest() != HashingReader().digest()
 
 
+def test_functional_groups_of_many_frames_are_read() -> None:
+    count = 300
+    dataset = pydicom.dcmread(io.BytesIO(plain_slice()))
+    dataset.SOPClassUID, dataset.NumberOfFrames = "1.2.840.10008.5.1.4.1.1.2.1", count
+    groups = [pydicom.Dataset() for _ in range(count)]
+    for k, group in enumerate(groups):
+        group.PlanePositionSequence = [pydicom.Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 0, 2 * k]
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    dataset.PixelData = b"".join(np.full((6, 5), k, np.int16).tobytes() for k in range(count))
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    assert assembled([buffer.getvalue()]).hu[:, 0, 0].tolist() == list(range(count))
+
+
 # --- findings that do not stop a series -------------------------------------------------------------------------
 
 
@@ -273,6 +288,23 @@ def test_a_missing_end_shows_where_the_header_counts_the_slices(first: int, imag
 def test_a_part_of_a_counted_series_is_noted_alone(first: int, images: int) -> None:
     (note,) = assembled(counted(series(), images, first)).notes
     assert (note.code, note.detail) == ("SERIES_COUNT", f"image: 4 slices, the header counts {images}")
+
+
+@pytest.mark.parametrize("kind", ["OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"])
+def test_other_quantities_than_hu_are_refused(kind: str) -> None:
+    fault("SERIES_RESCALE_TYPE", f"image_2: RescaleType {kind}: the values are .*, expected HU", [
+        edited(data, RescaleType=kind if k == 2 else "HU") for k, data in enumerate(series())
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("US", "US"), ("HU_MOD", "HU_MOD"), ("hu", None), ("", None), ("Mustermann", "none of")]
+)
+def test_units_that_may_be_hu_are_taken_as_such(kind: str, said: str | None) -> None:
+    notes = assembled([edited(data, RescaleType=kind) for data in series()]).notes
+    assert [note.code for note in notes] == (["SERIES_RESCALE_UNIT"] if said else [])
+    assert not said or said in notes[0].detail
+    assert not any("Mustermann" in note.detail for note in notes)
 
 
 def test_every_second_slice() -> None:

@@ -16,7 +16,7 @@ from livprep.catalog import load_catalog
 from livprep.errors import CODES
 from livprep.fingerprint import HIGH_HU, LOW_HU, fingerprint, fingerprint_of
 from livprep.geometry import Geometry
-from livprep.intensity import Intensity, describe_intensity, suspicions
+from livprep.intensity import LIVER_HU, Intensity, describe_intensity, suspicions
 from livprep.phantom import make_phantom
 from livprep.store import open_store
 from livprep.synthesis import ircadb_phantom, lits_phantom
@@ -119,6 +119,8 @@ def test_lungs_without_other_air_are_no_wrong_air() -> None:
     hu = rng.normal(50, 15, (12, 40, 40))
     hu[:, 5:20, 5:20] = rng.normal(-850, 40, (12, 15, 15))
     assert look(labelled(np.rint(hu).astype(np.int16)))[1] == []
+    hu[:, :, :3] = hu[:, :, -3:] = -3024  # nor where all that lies outside was filled
+    assert look(labelled(np.rint(hu).astype(np.int16)))[1] == ["HU_PADDING"]
 
 
 def test_the_store_keeps_what_was_seen(small_store: object) -> None:
@@ -128,6 +130,12 @@ def test_the_store_keeps_what_was_seen(small_store: object) -> None:
         assert (found.low_hu, found.high_hu) == (case.hu_min, case.hu_max)
         assert found.liver_voxels == case.label_counts["liver"] + case.label_counts["tumor"]
         assert not [line for line in case.meta.warnings if line.startswith("HU_")]
+
+
+def test_every_patient_of_3dircadb_has_a_plausible_liver() -> None:
+    modes = [case.liver_hu.mode for case in load_catalog().ircadb.cases]
+    assert len(modes) == 20
+    assert all(LIVER_HU[0] + 25 <= mode <= LIVER_HU[1] - 25 for mode in modes)
 
 
 def test_a_scan_too_small_to_tell_is_not_suspected() -> None:

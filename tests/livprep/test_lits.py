@@ -12,9 +12,11 @@ from conftest import PHANTOM_SEED, PHANTOM_SIZE
 
 from livprep.catalog import Catalog, load_catalog
 from livprep.errors import SourceError
-from livprep.prepare import Preparation, prepare
+from livprep.geometry import Geometry
+from livprep.prepare import Preparation, prepare, restore
 from livprep.sources import Discovery, SourceCase, discover, read_case, source_digest
 from livprep.synthesis import lits_phantom, write_decathlon
+from livprep.synthesis.lits import stored_in
 
 CATALOG = load_catalog()
 IDENTITY = np.eye(4)
@@ -23,6 +25,15 @@ IDENTITY = np.eye(4)
 def read_one(root: Path, catalog: Catalog = CATALOG) -> SourceCase:
     (case,) = discover([root], catalog).cases
     return read_case(case, catalog)
+
+
+def counting(number: int, slices: int) -> Catalog:
+    """The product's catalogue with another slice count of one LiTS volume."""
+    repairs = tuple(
+        repair.model_copy(update={"slices": slices}) if repair.number == number else repair
+        for repair in CATALOG.lits.repairs
+    )
+    return CATALOG.model_copy(update={"lits": CATALOG.lits.model_copy(update={"repairs": repairs})})
 
 
 def codes(source: SourceCase) -> list[str]:
@@ -195,7 +206,7 @@ def test_the_decathlons_repair_needs_an_identity_header_too(tmp_path: Path) -> N
     assert read_one(tmp_path).repairs == ()
     for path, values in ((volume, scan().image.hu), (label, scan().label_map.labels)):
         path.write_bytes(nifti_bytes(values, IDENTITY))
-    assert codes(read_one(tmp_path)) == ["REPAIRED"]
+    assert codes(read_one(tmp_path, counting(28, 4))) == ["REPAIRED"]
 
 
 def test_halves_and_unknown_numbers_of_the_decathlon(tmp_path: Path) -> None:
@@ -249,7 +260,7 @@ def test_identity_headers_of_28_to_47_are_repaired(tmp_path: Path) -> None:
     volume = scan((4, 6, 5))
     (tmp_path / "volume-28.nii").write_bytes(nifti_bytes(volume.image.hu, IDENTITY))
     (tmp_path / "segmentation-28.nii").write_bytes(nifti_bytes(volume.label_map.labels, IDENTITY))
-    source = read_one(tmp_path)
+    source = read_one(tmp_path, counting(28, 4))
     geometry = source.volume.geometry
     assert (geometry.spacing_mm, geometry.orientation) == ((1.6, 0.57, 0.57), "LAS")
     assert codes(source) == ["REPAIRED"]
@@ -258,6 +269,72 @@ def test_identity_headers_of_28_to_47_are_repaired(tmp_path: Path) -> None:
     prepared = prepare(source.volume, Preparation())
     assert prepared.geometry.origin_mm == (0, 0, 0)
     np.testing.assert_array_equal(prepared.image.hu, volume.image.hu[:, ::-1])  # IRCAD[z, rows - 1 - y, x]
+
+
+def test_a_repair_of_other_slices_is_said(tmp_path: Path) -> None:
+    """A part of the scan has the patient's spacing; a resampled copy has not."""
+    for kind, values in (("volume", scan().image.hu), ("segmentation", scan().label_map.labels)):
+        (tmp_path / f"{kind}-28.nii").write_bytes(nifti_bytes(values, IDENTITY))
+    source = read_one(tmp_path)
+    assert sorted(codes(source)) == ["CATALOG_MISMATCH", "REPAIRED"]
+    (note,) = [note for note in source.notes if note.code == "CATALOG_MISMATCH"]
+    assert note.detail.startswith("lits-028: 4 slices, the catalogue says 129; the patient's spacing is used, which is")
+
+
+@pytest.mark.parametrize("number", range(28, 48))
+def test_a_true_header_of_28_to_47_is_left_alone_whatever_its_slices(tmp_path: Path, number: int) -> None:
+    lits_pair(tmp_path, number)
+    source = read_one(tmp_path, counting(number, 4))
+    assert (codes(source), source.repairs) == ([], ())
+    assert codes(read_one(tmp_path)) == ["CATALOG_MISMATCH"]
+
+
+def swapped(letters: str, header: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """LPS array of 9 slices of 6 x 6, the file's array with y and z exchanged, and its affine."""
+    lps = scan((9, 6, 6)).image.hu
+    turn, grid = stored_in(Geometry((9, 6, 6), (3.0, 0.7, 0.7), (5.0, 6.0, 7.0)), letters)
+    affine = grid.affine_ras.copy()
+    if header == "travels":  # the voxel distances went with their axes, the directions did not
+        affine[:3, :3] = affine[:3, :3] / np.array([0.7, 0.7, 3.0]) * np.array([0.7, 3.0, 0.7])
+    elif header == "true":
+        affine[:3, [1, 2]] = affine[:3, [2, 1]]
+    return lps, np.ascontiguousarray(turn.apply(lps).transpose(1, 0, 2)), affine
+
+
+@pytest.mark.parametrize("letters", ["LPS", "LAS", "RAS"])
+@pytest.mark.parametrize(("header", "repaired"), [("kept", True), ("travels", True), ("true", False)])
+def test_exchanged_axes_of_test_volume_59(tmp_path: Path, letters: str, header: str, repaired: bool) -> None:
+    lps, values, affine = swapped(letters, header)
+    (tmp_path / "test-volume-59.nii").write_bytes(nifti_bytes(values, affine))
+    source = read_one(tmp_path)
+    assert codes(source) == (["REPAIRED"] if repaired else [])
+    prepared = prepare(source.volume, Preparation())
+    assert prepared.geometry.spacing_mm == (3.0, 0.7, 0.7)
+    np.testing.assert_array_equal(prepared.image.hu, lps)
+    # what is predicted returns to the file's own order
+    back = restore(prepared.image.hu.astype(np.float32)[None], prepared.geometry, source.volume.geometry)
+    np.testing.assert_array_equal(back[0], values)
+
+
+def test_a_corrected_test_volume_59_and_other_numbers_are_left_alone(tmp_path: Path) -> None:
+    lps, values, affine = swapped("LPS", "kept")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "test-volume-59.nii").write_bytes(nifti_bytes(lps, np.diag([-0.7, -0.7, 3.0, 1.0])))
+    source = read_one(tmp_path / "a")
+    assert (codes(source), source.repairs) == ([], ())
+    np.testing.assert_array_equal(prepare(source.volume, Preparation()).image.hu, lps)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "test-volume-58.nii").write_bytes(nifti_bytes(values, affine))
+    assert read_one(tmp_path / "b").repairs == ()
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((7, 9, 6), (0.7, 3.0, 0.7)), ((6, 9, 6), (1.0, 3.0, 0.7))])
+def test_exchanged_axes_that_do_not_show_are_said(tmp_path: Path, shape: tuple, spacing: tuple) -> None:
+    affine = np.diag([*spacing[::-1], 1.0])
+    (tmp_path / "test-volume-59.nii").write_bytes(nifti_bytes(scan(shape).image.hu, affine))
+    source = read_one(tmp_path)
+    assert (codes(source), source.repairs) == (["CATALOG_MISMATCH"], ())
+    assert source.volume.geometry.spacing_mm == spacing
 
 
 def test_a_sane_header_of_28_is_left_alone(tmp_path: Path) -> None:
@@ -276,14 +353,22 @@ def test_an_identity_header_of_another_number_is_left_alone(tmp_path: Path) -> N
     assert read_one(tmp_path).repairs == ()
 
 
-def test_labels_of_another_affine_are_paired_by_index_and_noted(tmp_path: Path) -> None:
-    _, label = lits_pair(tmp_path, 48)
+@pytest.mark.parametrize("number", [48, 49, 50, 51, 52])
+def test_labels_of_another_affine_are_paired_by_index_and_noted(tmp_path: Path, number: int) -> None:
+    _, label = lits_pair(tmp_path, number)
     labels = scan().label_map.labels
     label.write_bytes(nifti_bytes(labels, np.diag([-1.0, -1.0, 1.0, 1.0])))
     source = read_one(tmp_path)
     assert codes(source) == ["LABEL_AFFINE"]
     np.testing.assert_array_equal(source.volume.label_map.labels, labels)
     assert source.volume.geometry.spacing_mm == (2.0, 0.8, 0.7)
+
+
+@pytest.mark.parametrize("number", [48, 49, 50, 51, 52])
+def test_labels_of_another_affine_and_shape_are_refused(tmp_path: Path, number: int) -> None:
+    _, label = lits_pair(tmp_path, number)
+    label.write_bytes(nifti_bytes(np.zeros((4, 5, 6), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])))
+    refused(tmp_path, "MASK_SHAPE", rf"lits-0{number}: labels of \(4, 5, 6\) voxels")
 
 
 def test_digest_and_size_are_those_of_the_files(tmp_path: Path) -> None:

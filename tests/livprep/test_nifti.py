@@ -289,7 +289,8 @@ def test_scaled_values_outside_int16_are_refused(fields: dict) -> None:
 def test_a_single_infinite_voxel_is_refused() -> None:
     values = VALUES.astype(np.float32)
     values[1, 2, 3] = np.inf
-    fault("HU_RANGE", "expected finite HU", nifti_bytes(values))
+    values[2, 0, :3] = np.nan
+    fault("HU_RANGE", "4 of 60 not finite, expected finite HU", nifti_bytes(values))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from livprep.phantom import make_phantom
 from livprep.prepare import Preparation, prepare
 from livprep.sources import discover, read_case
 from livprep.store import open_store
+from livprep.synthesis import ircadb_phantom, write_lits
 
 FLIPS = list(itertools.product([False, True], repeat=3))
 
@@ -131,3 +132,34 @@ def test_a_store_of_both_data_sets_holds_one_pair(small_store: Path) -> None:
     assert (pair.a, pair.b) == ("ircadb-01", "lits-028")
     assert "equal HU histograms" in pair.evidence
     assert "one patient, ircadb-01" in pair.evidence
+
+
+def test_all_twenty_pairs_are_found_from_the_voxels_of_both_forms(tmp_path: Path) -> None:
+    """LiTS's arrays lie otherwise, and their headers are the identity; 27 and 48 are nobody's copies."""
+    catalog = load_catalog()
+    write_lits(tmp_path / "lits", [27, *range(28, 48), 48], seed=5, size=24, gz=False)
+    own = load_catalog(tmp_path / "lits" / "catalog.yaml")
+    prints = {
+        case.case_id: fingerprint(read_case(case, own).volume.image.hu)
+        for case in discover([tmp_path / "lits"], own).cases
+    }
+    for number in range(1, 21):
+        prints[f"ircadb-{number:02d}"] = fingerprint(ircadb_phantom(number, seed=5, size=24, catalog=catalog).hu)
+    strangers = {case: case for case in prints}
+    found = find_overlaps(strangers, prints)
+    assert [(pair.a, pair.b) for pair in found] == [(f"ircadb-{n:02d}", f"lits-{27 + n:03d}") for n in range(1, 21)]
+    assert all("equal HU histograms" in pair.evidence for pair in found)
+    known = find_overlaps({case: catalog.patient_of(case) for case in prints}, prints)
+    assert [(pair.a, pair.b) for pair in known] == [(pair.a, pair.b) for pair in found]
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_dicom_and_nifti_of_one_patient_have_one_fingerprint(phantom_ircadb: Path, tmp_path: Path, number: int) -> None:
+    own = load_catalog(phantom_ircadb / "catalog.yaml")
+    read = {case.number: case for case in discover([phantom_ircadb], own).cases}
+    dicom = read_case(read[number], own).volume.image.hu
+    for k, flips in enumerate(FLIPS):
+        cut = np.clip(flipped(dicom, flips), -1000, 3071).astype(np.float32)
+        (tmp_path / f"{k}.nii.gz").write_bytes(gzip.compress(nifti_bytes(cut, np.diag([1.0, -1.0, 1.0, 1.0]))))
+    cases = discover([tmp_path], own, "any").cases
+    assert {fingerprint(read_case(case, own).volume.image.hu) for case in cases} == {fingerprint(dicom)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from livprep.catalog import load_catalog
 from livprep.errors import UsageError
 from livprep.splits import SIDES, Split, check_split, given_split, join_patients, make_folds, make_split
 
@@ -215,6 +217,7 @@ def test_impossible_folds_are_refused(count: int) -> None:
         make_folds(cohort(4), count)
 
 
+CATALOG = load_catalog()
 PATIENTS = {"ircadb-01": "ircadb-01", "lits-027": "lits-027", "lits-028": "ircadb-01", "lits-048": "lits-048"}
 
 
@@ -224,6 +227,58 @@ def test_lits_27_and_48_are_no_copies_of_3dircadb() -> None:
     split = given_split(sides, PATIENTS, name="mine", fingerprints={"lits-027": "a", "lits-048": "b"})
     assert (split.train, split.val, split.test) == (("lits-027",), ("lits-048",), ("ircadb-01", "lits-028"))
     assert split.reasons["lits-048"] == "val as given"
+
+
+EVERY = {case: CATALOG.patient_of(case) for case in (
+    *(f"ircadb-{n:02d}" for n in range(1, 21)), *(f"lits-{n:03d}" for n in range(131))
+)}  # fmt: skip
+"""Both data sets whole, with the catalogue's patients."""
+
+
+@pytest.mark.parametrize("number", range(1, 21))
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(["train", "val", "test"], 2)))
+def test_each_of_the_twenty_pairs_is_refused_on_two_sides_by_catalogue_and_by_fingerprint(
+    number: int, one: str, other: str
+) -> None:
+    a, b = f"ircadb-{number:02d}", f"lits-{27 + number:03d}"
+    sides = {side: [f"lits-{k:03d}"] for k, side in enumerate(("train", "val", "test"))}
+    sides[one], sides[other] = [*sides[one], a], [*sides[other], b]
+    with pytest.raises(UsageError, match=rf"({a}|{b}) .* and ({a}|{b}) .* are one patient") as caught:
+        given_split(sides, EVERY, name="mine")
+    assert caught.value.code == "SPLIT_INVALID"
+    strangers = {case: case for case in EVERY}  # a catalogue that knows nothing of the overlap
+    prints = {case: EVERY[case] for case in EVERY}  # the voxels do
+    with pytest.raises(UsageError, match=rf"({a}|{b}) .* and ({a}|{b}) .* have the same voxels"):
+        given_split(sides, strangers, name="mine", fingerprints=prints)
+    sides[other].remove(b)
+    sides[one].append(b)
+    assert given_split(sides, EVERY, name="mine", fingerprints=prints)
+
+
+@pytest.mark.parametrize("number", [27, 48])
+@pytest.mark.parametrize("patient", range(1, 21))
+def test_27_and_48_may_lie_on_another_side_than_any_patient_of_3dircadb(number: int, patient: int) -> None:
+    sides = {"train": [f"lits-{number:03d}"], "test": [f"ircadb-{patient:02d}"]}
+    assert given_split(sides, EVERY, name="mine").test == (f"ircadb-{patient:02d}",)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holding_out_3dircadb_takes_28_to_47_out_of_training_and_nothing_else(seed: int) -> None:
+    held = [case for case, patient in EVERY.items() if patient.startswith("ircadb-")]
+    split = make_split(EVERY, test=held, seed=seed)
+    assert set(split.test) == {f"ircadb-{n:02d}" for n in range(1, 21)} | {f"lits-{n:03d}" for n in range(28, 48)}
+    assert len(split.val) == round(0.2 * 111)
+    assert len(split.train) + len(split.val) == 111
+    alone = make_split(EVERY, test=["ircadb-03"], seed=seed)
+    assert alone.test == ("ircadb-03", "lits-030")
+
+
+def test_duplicates_count_once_in_shares_and_folds() -> None:
+    """151 cases are 131 patients."""
+    assert len({EVERY[case] for case in make_split(EVERY, val_fraction=0.2).val}) == round(0.2 * 131)
+    folds = make_folds(EVERY, 131)
+    assert sorted(len(fold.val) for fold in folds) == [1] * 111 + [2] * 20
+    assert sorted(case for fold in folds for case in fold.val) == sorted(EVERY)
 
 
 def test_a_copy_that_is_not_used_still_joins_two_patients() -> None:

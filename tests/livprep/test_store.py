@@ -473,7 +473,7 @@ def test_a_channel_that_comes_or_goes_while_a_case_is_replaced_does_so_in_the_ne
 ) -> None:
     publish_case(store, content(), "balanced")
     add_window(store, "lits-000", WINDOW, 0)
-    real = writing._channels_of
+    real = writing.channels_of
     calls = []
 
     def meanwhile(path: Path, case_id: str) -> list:
@@ -483,7 +483,7 @@ def test_a_channel_that_comes_or_goes_while_a_case_is_replaced_does_so_in_the_ne
         calls.append(case_id)
         return real(path, case_id)
 
-    monkeypatch.setattr(writing, "_channels_of", meanwhile)
+    monkeypatch.setattr(writing, "channels_of", meanwhile)
     monkeypatch.setattr(layout, "locked", lambda *_: contextlib.nullcontext())  # this thread would wait for itself
     publish_case(store, content(), "balanced", replace=True)
     assert open_store(store)["lits-000"].window_names == ["wl0_ww400"]

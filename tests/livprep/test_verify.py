@@ -18,6 +18,7 @@ from livprep.audit import AuditRequest, plan_audit, run_audit
 from livprep.cases import Finding
 from livprep.cohort import IngestRequest, plan_ingest, plan_windows, run_ingest, run_windows
 from livprep.errors import CODES, SourceError, StoreError
+from livprep.labels import Label
 from livprep.prepare import Preparation
 from livprep.splits import Split, make_split
 from livprep.store import layout, open_store, remove_window
@@ -46,7 +47,7 @@ def sealed(folder: Path) -> None:
     facts = json.loads((folder / layout.MANIFEST).read_text())
     facts.pop("files")
     (folder / layout.MANIFEST).unlink()
-    layout.write_manifest(folder, facts, {})
+    layout.write_manifest(folder, facts)
     case = next(parent for parent in folder.parents if parent.parent.name == "cases")
     layout.consolidate(case)
 
@@ -322,6 +323,36 @@ def test_index_points_lie_in_their_class(store_copy: Path) -> None:
     finding = only(verified(store_copy, deep=True))
     assert (finding.code, finding.severity) == ("STORE_INDEX", "error")
     assert "liver: its points are no sample" in finding.detail
+
+
+def test_near_points_lie_near_the_liver(store_copy: Path) -> None:
+    folder = store_copy / "cases" / CASE / "index"
+    array = zarr.open_array(folder / "near", mode="r+")
+    points = array[...]
+    assert len(points)
+    points[0] = open_store(store_copy)[CASE].class_points(Label.LIVER)[0]  # in it, not beside it
+    array[...] = points
+    sealed(folder)
+    finding = only(verified(store_copy, deep=True))
+    assert (finding.code, finding.severity) == ("STORE_INDEX", "error")
+    assert "near: its points are no sample" in finding.detail
+
+
+def test_another_sample_of_the_surroundings_is_a_warning(store_copy: Path) -> None:
+    case = open_store(store_copy)[CASE]
+    array = zarr.open_array(case.path / "index" / "near", mode="r+")
+    array[...] = array[...][::-1]
+    sealed(case.path / "index")
+    assert codes(verified(store_copy, deep=True)) == {(CASE, "STORE_INDEX", "warning")}
+
+
+def test_a_store_without_the_surroundings_is_incomplete(store_copy: Path) -> None:
+    folder = store_copy / "cases" / CASE / "index"
+    shutil.rmtree(folder / "near")
+    sealed(folder)
+    found = verified(store_copy)
+    assert codes(found) == {(CASE, "STORE_FILE_MISSING", "error")}
+    assert "index/near/zarr.json is missing" in found[0].detail
 
 
 def test_another_sample_of_the_same_class_is_a_warning(store_copy: Path) -> None:

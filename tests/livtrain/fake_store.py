@@ -11,6 +11,7 @@ from livprep.geometry import Geometry
 from livprep.labels import UNLABELLED, Label, label_counts
 from livprep.prepare import Preparation
 from livprep.splits import Split
+from livprep.store import near_points
 from livprep.windows import Window, WindowBank
 
 BANK = WindowBank((Window(40, 220), Window(60, 140)))
@@ -38,6 +39,8 @@ class FakeCase:
         self.hu, self.labels = hu, labels
         self.label_counts = None if labels is None else label_counts(labels)
         self.regions: list[Any] = []
+        self.hinted: list[Any] = []
+        self.cache: Any = None
 
     def read_hu(self, region: Any = None) -> np.ndarray:
         self.regions.append(region)
@@ -51,17 +54,42 @@ class FakeCase:
         window = next(window for window in self.windows if window.name == name)
         return window.apply(self.hu)[region or _ALL]
 
-    def read_packed(self, region: Any = None) -> np.ndarray:
+    def read_packed(self, region: Any = None, out: np.ndarray | None = None) -> np.ndarray:
         self.regions.append(region)
         hu = np.clip(self.hu[region or _ALL], -1024, 3071).astype(np.int32) + 1024
         labels = UNLABELLED if self.labels is None else self.labels[region or _ALL].astype(np.int32)
-        return (hu | (labels << 12)).astype(np.uint16)
+        packed = (hu | (labels << 12)).astype(np.uint16)
+        if out is None:
+            return packed
+        out[...] = packed
+        return out
+
+    def will_need_packed(self, region: Any) -> None:
+        self.hinted.append(region)
+
+    def packed_bytes(self, region: Any = None) -> int:
+        return self.hu.nbytes // 2
+
+    def use_cache(self, cache: Any) -> None:
+        self.cache = cache
+
+    def class_count(self, label: Label) -> int:
+        return 0 if self.labels is None else int((self.labels == label).sum())
 
     def class_points(self, label: Label) -> np.ndarray:
         if self.labels is None:
             return np.zeros((0, 3), np.int32)
         points = np.argwhere(self.labels == label).astype(np.int32)
         return points[np.random.default_rng(0).permutation(len(points))[:4096]]
+
+    @property
+    def near_count(self) -> int:
+        return len(self.near_points())
+
+    def near_points(self) -> np.ndarray:
+        if self.labels is None:
+            return np.zeros((0, 3), np.int32)
+        return near_points(self.case_id, self.labels, self.geometry.spacing_mm).astype(np.int32)
 
 
 class FakeStore(Mapping[str, FakeCase]):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import random
@@ -153,3 +154,26 @@ def test_kills_during_saving_never_cost_the_checkpoint(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         assert load_checkpoint(tmp_path, prefer="last").step in (0, 1)
+
+
+def test_a_sealed_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    """The hash says that a file is whole, not that it is one of ours."""
+    contents: list[object] = [{"format": 1}, {"format": 1, "settings": 3}, [1], {"format": "1"}, None]
+    bodies = []
+    for content in contents:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        bodies.append(buffer.getvalue())
+    bodies += [
+        b"",
+        b"PK\3\4",
+        b"\x80\x02.",
+        b"\x80\x02}q\x00.",
+        bodies[0][:200],
+        bodies[0].replace(b"format", b"\xff\xff\xff\xff\xff\xff"),
+    ]
+    for body in bodies:
+        (tmp_path / LAST).write_bytes(body + b"LIVSHA256" + hashlib.sha256(body).digest())
+        with pytest.raises(RunError) as caught:
+            load_checkpoint(tmp_path / LAST)
+        assert caught.value.code == "CHECKPOINT_CORRUPT"

@@ -32,8 +32,9 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert settings.preset == "fast-cpu"
     assert (settings.width, settings.batch, settings.seed) == (5, 4, 3)
     assert (settings.loss, settings.learning_rate) == (preset["loss"], preset["learning_rate"])
-    assert (settings.augment.noise, settings.augment.gamma) == (0.2, 0.0)
-    assert settings.augment.rotation_deg == Settings().augment.rotation_deg
+    assert (settings.augment.noise.p, settings.augment.gamma.p) == (0.2, 0.0)
+    assert settings.augment.noise.sd == Settings().augment.noise.sd
+    assert settings.augment.rotation == Settings().augment.rotation
 
 
 def test_preset_named_on_the_command_line_beats_the_file(tmp_path: Path) -> None:
@@ -62,7 +63,11 @@ def test_presets_survive_yaml(name: str, tmp_path: Path) -> None:
         ("width: 4\nwidth: 8\n", "duplicate key 'width'"),
         ("augment:\n  noise: 0\n  noise: 1\n", "duplicate key 'noise'"),
         ("widht: 4\n", "widht: Extra inputs"),
+        ("widht: 4\n", "the nearest key is width"),
         ("augment: {nois: 1}\n", "augment.nois"),
+        ("augment: {nois: 1}\n", "the nearest key is augment.noise"),
+        ("sampling: {tumour: 1}\n", "the nearest key is sampling.tumor"),
+        ("schedule: plateau\nvalidate_every: 0\n", "expected validate_every above 0"),
         ("batch: 0\n", "batch: Input should be greater than or equal to 1"),
         ("patch_zyx: [8, 0, 8]\n", "expected positive sizes in voxels"),
         ("stage: kidney\n", "stage: Input should be 'liver'"),
@@ -88,6 +93,27 @@ def test_faulty_assignments_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(assignments=[text])
     assert caught.value.code == "CONFIG_INVALID"
+
+
+def test_a_preset_that_does_not_exist_is_refused_in_settings_too() -> None:
+    with pytest.raises(UsageError, match="preset 'tpu': expected one of gpu, fast-cpu, h200"):
+        settings_from({"preset": "tpu"})
+
+
+def test_presets_hold_what_their_sources_say() -> None:
+    made = {name: resolve(preset=name) for name in PRESETS}
+    lits, residual, paper = made["lits2017"], made["residual-unet3d"], made["paper-ircadb"]
+    assert (lits.network, lits.loss, lits.optimizer, lits.learning_rate) == ("resunet", "tversky", "adam", 1e-4)
+    assert (lits.patch_zyx, lits.batch, lits.milestones, lits.windows) == ((48, 256, 256), 1, (0.5, 0.75), "hu:0/400")
+    assert (lits.supervision.alpha, lits.supervision.decay, lits.supervision.decay_every) == (0.33, 0.8, 40 / 1000)
+    assert (residual.optimizer, residual.momentum, residual.weight_decay) == ("sgd", 0.9, 1e-5)
+    assert (residual.patch_zyx, residual.supervision.alpha, residual.milestones) == ((80, 112, 112), 0.4, (0.6,))
+    assert (paper.network, paper.loss, paper.learning_rate, paper.batch) == ("unet2d", "dice", 1e-5, 8)
+    assert made["multiclass-unet2d"].class_weights == (0.36, 6.6, 14.4)
+    h200 = made["h200"]
+    assert (h200.amp, h200.channels_last, h200.compile, h200.patch_zyx, h200.batch_by_memory) == (
+        "bf16", True, True, (128, 128, 128), True,
+    )  # fmt: skip
 
 
 def test_a_time_alone_lifts_the_limit_of_steps() -> None:

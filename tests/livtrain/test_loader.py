@@ -119,10 +119,10 @@ def test_readers_wait_for_the_consumer() -> None:
 
 def test_an_error_of_a_reader_arrives_in_its_place() -> None:
     class Broken(FakeCase):
-        def read_packed(self, region: object = None) -> np.ndarray:
+        def read_packed(self, region: object = None, out: np.ndarray | None = None) -> np.ndarray:
             if len(self.regions) == 3:
                 raise StoreError("STORE_CORRUPT", "case a: chunk does not match its crc")
-            return super().read_packed(region)
+            return super().read_packed(region, out)
 
     good = fake_store(1)["fake-00"]
     with PatchLoader(FakeStore([Broken("a", good.hu, good.labels)]), PATCH, 1, workers=1) as loader:

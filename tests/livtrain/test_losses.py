@@ -19,11 +19,14 @@ torch.set_num_threads(2)
 Array = npt.NDArray[np.float64]
 
 
-def _region(formula: Callable[[Array, Array, Array], float]) -> Callable[[Array, Array, Array], float]:
-    """Mean of a formula (p, t, w) over the foreground classes of one sample."""
+Reference = Callable[..., float]
 
-    def loss(p: Array, t: Array, w: Array) -> float:
-        return float(np.mean([formula(p[k], t[k], w) for k in range(1, len(p))]))
+
+def _region(formula: Callable[[Array, Array, Array], float]) -> Reference:
+    """Mean of a formula (p, t, w) over the classes from `first` on of one sample."""
+
+    def loss(p: Array, t: Array, w: Array, first: int = 1) -> float:
+        return float(np.mean([formula(p[k], t[k], w) for k in range(first, len(p))]))
 
     return loss
 
@@ -56,36 +59,36 @@ def _cross_entropy(weights: Callable[[Array, Array], Array]) -> Callable[[Array,
     return loss
 
 
-def _bce(p: Array, t: Array, w: Array) -> float:
+def _bce(p: Array, t: Array, w: Array, first: int = 1) -> float:
     return _cross_entropy(lambda true, t: np.ones_like(true))(p, t, w) / w.sum()
 
 
-def _wce(p: Array, t: Array, w: Array) -> float:
+def _wce(p: Array, t: Array, w: Array, first: int = 1) -> float:
     weights = np.where(t[0] > 0, 0.05, 1.0)
     return _cross_entropy(lambda true, t: weights)(p, t, w) / (w * weights).sum()
 
 
-def _focal(p: Array, t: Array, w: Array) -> float:
+def _focal(p: Array, t: Array, w: Array, first: int = 1) -> float:
     weighting = _cross_entropy(lambda true, t: np.where(t[0] > 0, 0.75, 0.25) * (1 - true) ** 2)
     return weighting(p, t, w) / w.sum()
 
 
 _DICE = _region(lambda p, t, w: 1 - _dice(p, t, w))
-REFERENCE: dict[str, Callable[[Array, Array, Array], float]] = {
+REFERENCE: dict[str, Reference] = {
     "tversky": _region(_tversky),
     "dice": _DICE,
     "eldice": _region(lambda p, t, w: min((-np.log(_dice(p, t, w) + 1e-5)) ** 0.3, 2.0)),
     "jaccard": _region(_jaccard),
     "ss": _region(_ss),
-    "hybrid": lambda p, t, w: _DICE(p, t, w) + _bce(p, t, w),
+    "hybrid": lambda p, t, w, first=1: _DICE(p, t, w, first) + _bce(p, t, w),
     "bce": _bce,
     "wce": _wce,
     "focal": _focal,
-    "dice_ce": lambda p, t, w: 0.5 * _DICE(p, t, w) + 0.5 * _bce(p, t, w),
+    "dice_ce": lambda p, t, w, first=1: 0.5 * _DICE(p, t, w, first) + 0.5 * _bce(p, t, w),
 }
 
 
-def _expected(name: str, logits: Array, target: npt.NDArray[np.int64], weight: Array) -> float:
+def _expected(name: str, logits: Array, target: npt.NDArray[np.int64], weight: Array, first: int = 1) -> float:
     values = []
     for x, labels, w in zip(logits, target, weight, strict=True):
         if len(x) == 1:
@@ -96,7 +99,7 @@ def _expected(name: str, logits: Array, target: npt.NDArray[np.int64], weight: A
             e = np.exp(x - x.max(axis=0))
             p = e / e.sum(axis=0)
             t = np.stack([labels == k for k in range(len(x))]).astype(np.float64)
-        values.append(REFERENCE[name](p, t, w))
+        values.append(REFERENCE[name](p, t, w, first))
     return float(np.mean(values))
 
 
@@ -119,6 +122,63 @@ def test_losses_follow_their_formulas(name: str, classes: int, masked: bool) -> 
     )
     assert got.dtype == torch.float32
     assert got.item() == pytest.approx(_expected(name, logits, target, weight), rel=2e-5)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_losses_in_float64_follow_their_formulas_to_the_last_digits(name: str, classes: int, background: bool) -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(scale=3, size=(2, classes, 3, 5, 4))
+    target = rng.integers(0, max(classes, 2), size=(2, 3, 5, 4))
+    weight = (rng.random(target.shape) < 0.6).astype(np.float64)
+    loss = build_loss(name, background=background)
+    got = loss(torch.from_numpy(logits), torch.from_numpy(target), torch.from_numpy(weight))
+    assert got.dtype == torch.float64
+    assert got.item() == pytest.approx(_expected(name, logits, target, weight, 0 if background else 1), rel=1e-11)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_class_weights_weigh_the_cross_entropy(classes: int) -> None:
+    rng = np.random.default_rng(4)
+    weights = (0.36, 6.6, 14.4)[: max(classes, 2)]
+    logits = rng.normal(size=(2, classes, 3, 4, 5))
+    target = rng.integers(0, max(classes, 2), size=(2, 3, 4, 5))
+    both = np.concatenate([np.zeros_like(logits), logits], axis=1) if classes == 1 else logits
+    log_p = both - np.log(np.exp(both).sum(axis=1, keepdims=True))
+    each = [
+        sum(-weights[c] * x[:, target[b] == c][c].sum() for c in range(len(weights)))
+        / sum(weights[c] * (target[b] == c).sum() for c in range(len(weights)))
+        for b, x in enumerate(log_p)
+    ]
+    loss = build_loss("wce", class_weights=weights)
+    assert loss(torch.from_numpy(logits), torch.from_numpy(target), None).item() == pytest.approx(np.mean(each))
+    plain = build_loss("wce", class_weights=(0.05, 1.0, 1.0)[: max(classes, 2)])
+    expected = build_loss("wce")(torch.from_numpy(logits), torch.from_numpy(target), None)
+    assert plain(torch.from_numpy(logits), torch.from_numpy(target), None).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_monai_gives_the_same_where_it_has_the_formula(classes: int) -> None:
+    """Independent code for Dice, Tversky and focal; 2 x Dice's numerator and smoothing are as published here."""
+    from monai.losses import DiceLoss, FocalLoss, TverskyLoss
+
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, classes, 4, 5, 6, generator=generator)
+    target = torch.randint(0, max(classes, 2), (2, 4, 5, 6), generator=generator)
+    one_hot = classes > 1
+    common = {"sigmoid": not one_hot, "softmax": one_hot, "to_onehot_y": one_hot, "smooth_nr": 0.0, "smooth_dr": 1.0}
+    for background in (False, True) if one_hot else (False,):
+        options = {**common, "include_background": background or not one_hot}
+        for name, theirs in (
+            ("dice", DiceLoss(squared_pred=True, **options)),
+            ("tversky", TverskyLoss(alpha=0.3, beta=0.7, **options)),
+        ):
+            ours = build_loss(name, background=background)(logits, target, None)
+            assert ours.item() == pytest.approx(theirs(logits, target[:, None].float()).item(), rel=1e-5)
+    if classes == 1:
+        focal = FocalLoss(gamma=2.0, alpha=0.25)(logits, target[:, None].float())
+        assert build_loss("focal")(logits, target, None).item() == pytest.approx(focal.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -185,6 +245,10 @@ def test_deep_supervision_weights_the_coarse_maps_by_epoch() -> None:
     assert total(maps, target, epoch=39.9).item() == pytest.approx(7 * 0.33 + 8)
     assert total(maps, target, epoch=80).item() == pytest.approx(7 * 0.33 * 0.64 + 8)
     assert total(maps[3:], target, epoch=80).item() == pytest.approx(8)
+    weighted = DeepSupervision(loss, AlphaSchedule(1.0, 1.0), weights=(0.0, 0.25, 0.25, 0.5))
+    assert weighted(maps, target, epoch=500).item() == pytest.approx(0.5 + 1 + 4)
+    with pytest.raises(UsageError, match="deep supervision: 1 maps, expected 4"):
+        weighted(maps[3:], target)
     assert AlphaSchedule(start=0.4, decay=0.5, every=0.25).at(0.5) == pytest.approx(0.1)
 
 
@@ -193,6 +257,10 @@ def test_misuse_is_named() -> None:
         build_loss("tverski")
     with pytest.raises(UsageError, match=r"target \(1, 4, 4\)"):
         build_loss("dice")(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 4, 4), None)
+    with pytest.raises(UsageError, match="loss dice: class weights belong to the loss wce alone"):
+        build_loss("dice", class_weights=(1, 2))
+    with pytest.raises(UsageError, match=r"class weights \[1, 2\]: expected 3, background first"):
+        build_loss("wce", class_weights=(1, 2))(torch.zeros(1, 3, 2, 2, 2), torch.zeros(1, 2, 2, 2), None)
 
 
 def test_stages_say_what_is_learned() -> None:

@@ -25,14 +25,17 @@ def test_parameter_counts_are_the_published_ones(in_channels: int, out_channels:
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 1), (2, 3)])
-def test_training_gives_four_full_size_maps_and_evaluation_one(name: str, in_channels: int, out_channels: int) -> None:
-    network = build_network(name, in_channels, out_channels, 4)
-    x = torch.rand(2, in_channels, 8, 16, 24)
-    maps = network.train()(x)
-    assert len(maps) == 4
-    assert {tuple(m.shape) for m in maps} == {(2, out_channels, 8, 16, 24)}
+def test_training_gives_full_size_maps_and_evaluation_one(name: str, in_channels: int, out_channels: int) -> None:
+    network = build_network(name, in_channels, out_channels, 2)
+    z, y, x = NETWORKS[name].multiple_zyx
+    shape = (z, y, 2 * x)
+    image = torch.rand(2, in_channels, *shape)
+    maps = network.train()(image)
+    maps = (maps,) if isinstance(maps, torch.Tensor) else maps
+    assert len(maps) == len(NETWORKS[name].map_weights)
+    assert {tuple(m.shape) for m in maps} == {(2, out_channels, *shape)}
     with torch.no_grad():
-        assert network.eval()(x).shape == (2, out_channels, 8, 16, 24)
+        assert network.eval()(image).shape == (2, out_channels, *shape)
 
 
 def test_every_level_adds_its_own_input() -> None:
@@ -134,7 +137,7 @@ def test_unusable_inputs_are_named(shape: tuple[int, ...], message: str) -> None
 
 
 def test_unknown_names_and_settings_are_refused() -> None:
-    with pytest.raises(UsageError, match="network 'unet': expected one of resunet, resunet_plain"):
+    with pytest.raises(UsageError, match="network 'unet': expected one of multiclass_unet2d, resenc"):
         build_network("unet", 1, 1, 16)
     with pytest.raises(UsageError, match="expected positive counts and a dropout"):
         ResUNet(width=0)

@@ -198,7 +198,7 @@ def test_divergence_names_the_case_and_keeps_the_checkpoint(
         calls += 1
         return real(logits, target, weight) * (float("nan") if calls > 6 * 4 else 1)  # four maps a step
 
-    monkeypatch.setattr(run, "build_loss", lambda _: poisoned)
+    monkeypatch.setattr(run, "build_loss", lambda *_, **__: poisoned)
     with pytest.raises(RunError, match=r"step 7: the loss is nan on fake-0\d.*learning_rate") as caught:
         fit(fake_store(), _settings(f"log_every={log_every}"), tmp_path)
     assert (caught.value.code, caught.value.exit_code) == ("DIVERGED", 70)
@@ -334,7 +334,7 @@ def test_a_run_learns(tmp_path: Path) -> None:
 
 
 @given(progress=st.floats(0, 1), warmup=st.sampled_from([0.0, 0.1]))
-@pytest.mark.parametrize("schedule", ["multistep", "poly", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["multistep", "poly", "cosine", "one_cycle", "plateau", "constant"])
 def test_learning_rates_stay_in_bounds(schedule: Any, progress: float, warmup: float) -> None:
     settings = Settings(schedule=schedule, learning_rate=2.0, warmup=warmup)
     assert 0 <= learning_rate(settings, progress) <= 2.0

@@ -84,6 +84,28 @@ def test_the_identity_header_of_lits_28_is_doubted_where_it_is_not_repaired() ->
     assert doubts(prepare(read.volume, Preparation())) == ()
 
 
+def test_real_values_are_not_suspected(store: Path) -> None:
+    for case in open_store(store).values():
+        assert not [line for line in case.meta.warnings if line.startswith("HU_")]
+        found = case.meta.hu_sanity
+        assert found is not None
+        assert -1023 <= found.air_hu <= -1000
+        assert (found.limit_share, found.high_share, found.step_hu) == (0, 0, 1)
+        assert [entry.hu for entry in found.padding] == [case.hu_min]
+        number = {"ircadb-07": 7}.get(case.case_id, 1)
+        listed = load_catalog().ircadb.case(number)
+        assert abs(found.liver_hu - listed.liver_hu.mode) <= 5
+        assert found.liver_voxels == listed.liver_voxels
+
+
+@pytest.mark.skipif(not (DATA / "other").is_dir(), reason="LIVPREP_REAL_DATA holds no other")
+def test_other_scans_are_suspected_exactly_where_they_are_no_scans() -> None:
+    catalog = load_catalog()
+    for case in discover([DATA / "other"], catalog, "any").cases:
+        codes = {note.code for note in read_case(case, catalog).notes if note.code.startswith("HU_")}
+        assert codes == ({"HU_NO_AIR"} if "seg" in case.case_id else set()), case.case_id
+
+
 @pytest.mark.skipif(not (DATA / "other").is_dir(), reason="LIVPREP_REAL_DATA holds no other")
 def test_other_scans_raise_no_false_alarm() -> None:
     catalog = load_catalog()

@@ -1,0 +1,147 @@
+"""`livtrain bench`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from livcli.options import output_options, say, store_option
+
+if TYPE_CHECKING:
+    from livtrain.loader.measuring import Throughput
+
+
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    """Positive whole numbers with commas between them."""
+
+    name = "N,N,..."
+
+    def __init__(self, count: int | None = None) -> None:
+        self._count = count
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) < 1 or self._count not in (None, len(numbers)):
+            self.fail(f"{value!r}: expected {self._count or 'one or more'} positive numbers, as in the default")
+        return numbers
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def bench() -> None:
+    """Measure throughput on this machine and store."""
+
+
+@bench.command(
+    epilog="Example: livtrain bench loader --tier disk --tier ram --threads 1,2,4 --step-ms 50",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.argument("path", metavar="[STORE]", required=False, type=click.Path(path_type=Path))
+@store_option
+@click.option("--patch", type=_Numbers(3), default="128,128,128", show_default=True, help="Voxels along z, y, x.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Patches in a batch.")
+@click.option(
+    "--tier",
+    "tiers",
+    multiple=True,
+    type=click.Choice(["auto", "device", "ram", "disk"]),
+    help="Where voxels lie between patches; several are measured one after the other.  [default: auto]",
+)
+@click.option("--threads", type=_Numbers(), default="1,2", show_default=True, help="Reading threads, one or more.")
+@click.option(
+    "--deliver",
+    type=click.Choice(["channels", "packed", "nnunet"]),
+    default="channels",
+    show_default=True,
+    help="Windowed channels, packed voxels as stored, or nnU-Net's types.",
+)
+@click.option(
+    "--windows",
+    default="stored",
+    show_default=True,
+    metavar="a,b|hu:40/220,60/140",
+    help="Channels, with --deliver channels.",
+)
+@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True)
+@click.option("--patches-per-read", type=click.IntRange(min=1), default=1, show_default=True, help="Neighbors a read.")
+@click.option("--check", type=click.Choice(["always", "first", "never"]), default="first", show_default=True,
+              help="When the crc32c of a chunk is verified.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Of each measurement.")
+@click.option(
+    "--step-ms", type=click.FloatRange(min=0.01), help="Time of a training step, for the fraction of waiting."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@output_options
+def loader(
+    path: Path | None,
+    store: Path,
+    patch: tuple[int, int, int],
+    batch: int,
+    tiers: tuple[str, ...],
+    threads: tuple[int, ...],
+    deliver: str,
+    windows: str,
+    stage: str,
+    patches_per_read: int,
+    check: str,
+    seconds: float,
+    step_ms: float | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Stream random patches of labelled cases and print patches/s, bytes/s, processor time and waiting."""
+    from livprep.errors import UsageError
+    from livprep.store import open_store
+    from livprep.windows import WindowBank
+    from livtrain.config import parse_windows
+    from livtrain.loader.measuring import measure
+    from livtrain.trainer.plan import choose_device
+
+    opened = open_store(path or store, check=check)  # type: ignore[arg-type]
+    cases = [case_id for case_id in opened if opened[case_id].has_labels]
+    if not cases:
+        raise UsageError("STORE_EMPTY", f"{path or store}: holds no labelled cases; run `livprep ingest` first")
+    bank = WindowBank(())
+    if deliver == "channels":
+        bank = WindowBank(tuple(setting.window() for setting in parse_windows(windows, opened[cases[0]].windows)))
+    if not as_json:
+        click.echo(_HEAD)
+    for tier in tiers or ("auto",):
+        for count in threads:
+            found = measure(
+                opened,
+                patch,
+                batch,
+                seconds=seconds,
+                step_ms=step_ms,
+                cases=cases,
+                windows=bank,
+                stage=stage,
+                workers=count,
+                device=choose_device(device),
+                deliver=deliver,
+                tier=tier,
+                patches_per_read=patches_per_read,
+            )
+            say(quiet, f"tier {found.tier}: {found.why}")
+            click.echo(json.dumps(asdict(found)) if as_json else _row(found))
+
+
+_HEAD = "tier    threads  patches/s    MB/s  CPU ms/patch  CPU share  start s  waiting"
+
+
+def _row(found: Throughput) -> str:
+    waiting = "-" if found.wait_fraction is None else f"{found.wait_fraction:.1%}"
+    return (
+        f"{found.tier:<7} {found.threads:>7} {found.patches_per_s:>10.1f} {found.bytes_per_s / 1e6:>7.0f} "
+        f"{found.cpu_ms_per_patch:>13.2f} {found.cpu_share:>10.0%} {found.start_s:>8.2f} {waiting:>8}"
+    )

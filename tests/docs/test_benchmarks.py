@@ -1,0 +1,45 @@
+"""The benchmarks run end to end at their smallest, without the loaders of others."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_scripts import run
+
+SMALLEST = ("--cases", "2", "--size", "48", "--peers", "none", "--patches", "1", "--rounds", "1", "--seconds", "0.1")
+QUICK = ("--warm", "0.1", "--cold-rounds", "1", "--cold-patches", "4")
+
+
+def test_the_loader_benchmark_measures_warm_and_cold_and_weighs_the_arrays(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    report = tmp_path / "loader.md"
+    done = run(
+        sys.executable, "-m", "benchmarks.bench_loader", *SMALLEST, *QUICK,
+        "--scratch", str(tmp_path / "scratch"), "--markdown", str(report), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = report.read_text(encoding="utf-8")
+    assert done.stdout.strip() == text.strip()
+    assert "Failed" not in text, done.stderr
+    rows = re.findall(r"^\| ours: (.*?) \| (\S+) \|", text, re.MULTILINE)
+    assert ("balanced, packed, 2 threads", "uint16") in rows
+    cold = text.split("## Cold")[1].split("## Sizes")[0]
+    assert len(re.findall(r"^\| ours: .* x the chunks\) \|$", cold, re.MULTILINE)) == 2
+    sizes = text.split("## Sizes")[1]
+    assert re.search(r"^\| train/packed \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", sizes, re.MULTILINE)
+
+
+def test_the_ingest_cost_benchmark_sums_the_unavoidable_parts(tmp_path: Path) -> None:
+    done = run(
+        sys.executable, "-m", "benchmarks.bench_ingest_cost", "--phantoms", "48", "--rounds", "1", "--peers", "none",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    titles = re.findall(r"^## (.*)$", done.stdout, re.MULTILINE)
+    assert titles == [
+        f"{case}, {grid}" for case in ("ircadb-01", "lits-028") for grid in ("native spacing", "1 mm in-plane")
+    ]
+    assert done.stdout.count("x the unavoidable parts, at most 1.3 wanted") == 4
