@@ -276,6 +276,11 @@ CODES: dict[str, CodeInfo] = {
     "DICOM_SYNTAX": CodeInfo(
         "The pixel data use a compression that no installed decoder reads.", "Install the codecs.", _CASE
     ),
+    "DICOM_SEG": CodeInfo(
+        "A scan cannot be referred to by a DICOM segmentation.",
+        "Write NIfTI instead (--format nifti).",
+        _CASE,
+    ),
     "PIXELDATA_SHORT": CodeInfo("A slice holds fewer pixel bytes than its header says.", "Download it again.", _CASE),
     "PIXELDATA_MISSING": CodeInfo("A slice has no pixel data.", "Download it again.", _CASE),
     "PIXELDATA_BITS": CodeInfo("Stored and allocated bits contradict each other.", "Check the source.", _CASE),

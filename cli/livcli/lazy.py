@@ -21,6 +21,14 @@ SHOW_TEXT = "LIVPREP_DEBUG"
 """Environment variable: also print the text of an error that is a defect, and of its causes."""
 
 
+_EXTRAS = {
+    **dict.fromkeys(("torch", "monai", "matplotlib", "tensorboard"), "train"),
+    "jinja2": "report",
+    **dict.fromkeys(("highdicom", "onnx", "onnxruntime", "onnxscript", "safetensors"), "export"),
+}
+"""What may not be installed -> the extra that brings it."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands live in modules that are imported when needed.
 
@@ -73,8 +81,9 @@ def run(group: click.Group, program: str) -> None:
         _say(program, error.code, error.message, CODES[error.code].remedy)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        if error.name in ("torch", "monai", "matplotlib", "tensorboard"):
-            _say(program, "USAGE", f"{error.name} is not installed", "pip install 'livprep[train]'")
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is not None:
+            _say(program, "USAGE", f"{error.name} is not installed", f"pip install 'livprep[{extra}]'")
             sys.exit(2)
         _internal(program, error)
     except BrokenPipeError:

@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": ("livcli.livprep_verify:verify", "Check that the store is whole; with SRC, that it equals its sources."),
     "overlaps": ("livcli.livprep_split:overlaps", "Name the same scan under two names, from the voxels."),
     "split": ("livcli.livprep_split:split", "Divide the cases by patient and record it in the store."),
+    "export": ("livcli.livprep_export:export", "Write the store for nnU-Net, MONAI (decathlon), NIfTI or Croissant."),
     "phantom": ("livcli.livprep_phantom:phantom", "Write synthetic patients in the layout of a data set."),
     "remove": ("livcli.livprep_store:remove", "Remove a case from the store."),
     "migrate": ("livcli.livprep_store:migrate", "Bring a store of an older version up."),

@@ -55,6 +55,14 @@ from livcli.options import output_options, say, store_option
 )
 @click.option("--probabilities", is_flag=True, help="Write probabilities too, into OUT/probabilities.")
 @click.option(
+    "--format",
+    "form",
+    type=click.Choice(["nifti", "dicom-seg"]),
+    default="nifti",
+    show_default=True,
+    help="dicom-seg: a DICOM segmentation that refers to the slices of the source series, with its patient ID.",
+)
+@click.option(
     "--header",
     type=click.Choice(["repaired", "source"]),
     default="repaired",
@@ -80,6 +88,7 @@ def predict(
     liver: tuple[Path, ...],
     tumor: tuple[Path, ...],
     cases: str | None,
+    form: Any,
     header: Any,
     submission: Path | None,
     device: str,
@@ -109,7 +118,8 @@ def predict(
     scans, rejected = find_scans(sources, store, facts, cases)
     say(quiet, f"{len(scans)} scan(s), {len(liver)} liver and {len(tumor)} tumor network(s), device {chosen}")
     failed = False
-    for receipt in predict_folder(scans, predictor, out, rejected=rejected, header=header, submission=submission):
+    written = predict_folder(scans, predictor, out, rejected=rejected, header=header, submission=submission, form=form)
+    for receipt in written:
         failed |= receipt.status == "rejected"
         click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
     return 3 if failed else 0

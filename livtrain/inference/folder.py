@@ -15,6 +15,7 @@ from typing import Literal
 
 from livprep.cases import Rejection
 from livprep.errors import GeometryError, SourceError, StoreError, UsageError
+from livprep.formats.dicom_seg import write_dicom_seg
 from livprep.formats.nifti import encode, write_labels, write_nifti
 from livprep.geometry import Geometry
 from livprep.labels import Label
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 
 PROBABILITIES = "probabilities"
 """Folder beside the predictions for probabilities, so that `evaluate` does not take them for labels."""
+
+
+Format = Literal["nifti", "dicom-seg"]
+_SUFFIXES: dict[Format, str] = {"nifti": "nii.gz", "dicom-seg": "dcm"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ def predict_folder(
     rejected: Sequence[Rejection] = (),
     header: Literal["repaired", "source"] = "repaired",
     submission: Path | None = None,
+    form: Format = "nifti",
 ) -> Iterator[PredictReceipt]:
-    """Segment scans into `<out>/<name>.nii.gz`, one receipt each.
+    """Segment scans into `<out>/<name>.nii.gz`, or `.dcm`, one receipt each.
 
     Parameters
     ----------
@@ -66,6 +72,8 @@ def predict_folder(
     submission
         A zip to write besides, as the LiTS challenge takes it: `test-segmentation-N.nii` with the source's
         header.
+    form
+        `dicom-seg` writes a DICOM segmentation that refers to the source's slices, and rejects scans that have none.
 
     Raises
     ------
@@ -78,7 +86,7 @@ def predict_folder(
     zipped = None if submission is None else _Submission(submission)
     try:
         for scan in scans:
-            yield _one(scan, predictor, out, header, zipped)
+            yield _one(scan, predictor, out, header, zipped, form)
         if zipped is not None:
             zipped.publish()
     finally:
@@ -92,18 +100,24 @@ def _one(
     out: Path,
     header: Literal["repaired", "source"],
     submission: _Submission | None,
+    form: Format,
 ) -> PredictReceipt:
     started = time.monotonic()
     try:
         loaded = scan.load()
+        if form == "dicom-seg" and not loaded.dicom:
+            raise SourceError("DICOM_SEG", f"{scan.name}: read from a store or NIfTI, expected a DICOM series")
         prediction = predictor.predict(loaded)
+        geometry = loaded.source if header == "repaired" else loaded.header
+        path = out / f"{scan.name}.{_SUFFIXES[form]}"
+        if form == "dicom-seg":
+            write_dicom_seg(path, prediction.labels, loaded.source, loaded.dicom)
+        else:
+            write_labels(path, prediction.labels, geometry)
     except (SourceError, GeometryError, StoreError) as error:
         if error.exit_code == 2:
             raise  # a wrong request is wrong for every scan
         return PredictReceipt(scan.name, "rejected", error.code, error.message)
-    geometry = loaded.source if header == "repaired" else loaded.header
-    path = out / f"{scan.name}.nii.gz"
-    write_labels(path, prediction.labels, geometry)
     _write_probabilities(out / PROBABILITIES, scan.name, prediction, geometry)
     if submission is not None:
         submission.add(loaded, prediction)

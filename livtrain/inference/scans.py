@@ -40,6 +40,8 @@ class LoadedScan:
         The grid on which the prediction is written (repaired).
     header
         The same voxels as the source's header places them.
+    dicom
+        The files of a DICOM series; empty for other sources.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LoadedScan:
     prepared: Preparation | None
     source: Geometry
     header: Geometry
+    dicom: tuple[FileRef, ...] = ()
 
 
 class Scan(Protocol):
@@ -97,7 +100,8 @@ class SourceScan:
         found = read_case(replace(self.case, masks=()), self.catalog)
         image = found.volume.image
         header = _header(found.header_affine_ras, image.geometry)
-        return LoadedScan(self.name, LabelledVolume(image), None, image.geometry, header)
+        files = () if self.case.image[0].is_nifti else self.case.image
+        return LoadedScan(self.name, LabelledVolume(image), None, image.geometry, header, files)
 
 
 def _header(affine_ras: npt.ArrayLike, source: Geometry) -> Geometry:

@@ -24,6 +24,7 @@ from livprep.geometry import Geometry
 from livprep.prepare import Preparation
 from livprep.splits import Split
 from livprep.store import open_store
+from livprep.synthesis import write_ircadb
 from livprep.volume import LabelledVolume, Volume
 from livtrain.checkpoint import Checkpoint
 from livtrain.config import Settings, WindowSetting
@@ -485,3 +486,19 @@ def test_the_command_segments_a_file_and_prints_a_receipt(tmp_path: Path) -> Non
     result = CliRunner().invoke(predict, arguments, standalone_mode=False)
     assert result.return_value == 3
     assert "rejected" in result.stdout
+
+
+def test_dicom_segmentations_refer_to_their_series_and_other_scans_are_rejected(tmp_path: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    write_ircadb(tmp_path / "data", (2,), seed=1, size=48)
+    _write_scan(tmp_path / "other" / "scan.nii.gz")
+    run = _write_run(tmp_path / "run", "liver")
+    scans, _ = find_scans([str(tmp_path / "data"), str(tmp_path / "other")], tmp_path / "none", CATALOG)
+    predictor = Predictor([load_stage(run, ("liver",))])
+    receipts = list(predict_folder(scans, predictor, tmp_path / "out", form="dicom-seg"))
+    assert [(receipt.status, receipt.code) for receipt in receipts] == [("predicted", ""), ("rejected", "DICOM_SEG")]
+    assert "expected a DICOM series" in receipts[1].detail
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ircadb-02.dcm"]
+    seg = highdicom.seg.segread(tmp_path / "out" / "ircadb-02.dcm")
+    predicted = predictor.predict(scans[0].load()).labels
+    assert int(seg.pixel_array.sum()) == int((predicted > 0).sum())
