@@ -126,6 +126,11 @@ CODES: dict[str, CodeInfo] = {
         "The run folder already holds a run.", "Pass --resume to continue it or another --run.", _USAGE
     ),
     "CHECKPOINT_CORRUPT": CodeInfo("A checkpoint does not match its hash.", "Use the other checkpoint of the run.", 4),
+    "EXPORT_DIFFERS": CodeInfo(
+        "An exported network does not compute what the run's network computes.",
+        "Nothing was written; report it with the versions of torch and of the format's library.",
+        4,
+    ),
     "EVALUATE_UNPAIRED": CodeInfo(
         "Predictions and references do not pair.", "Name both by case, or remove the extra files.", _USAGE
     ),
