@@ -175,7 +175,7 @@ def _read(ref: FileRef, size: int | None, limit: int) -> bytes:
     try:
         return read_entry(archive, info, size)
     except _DAMAGE as error:
-        raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from error
+        raise SourceError("ARCHIVE_BAD", f"{ref}: the zip entry is damaged ({type(error).__name__})") from None
     except MemoryError:  # LZMA takes its dictionary at once, by the size that the entry states
         raise SourceError("ARCHIVE_LIMIT", f"{ref}: the zip entry does not fit into memory") from None
 
@@ -220,12 +220,12 @@ def _open_zip(ref: FileRef) -> zipfile.ZipFile:
         limit = min(MAX_NESTED_BYTES, MAX_MEMBER_BYTES)
         file: BinaryIO = io.BytesIO(_read(ref, None, limit)) if ref.members else open_regular(ref.path)
     except OSError as error:
-        raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from error
+        raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from None
     try:
         archive = zipfile.ZipFile(file)
     except _DAMAGE as error:
         file.close()
-        raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from error
+        raise SourceError("ARCHIVE_BAD", f"{ref}: no readable zip ({type(error).__name__})") from None
     memory = len(file.getbuffer()) if isinstance(file, io.BytesIO) else 0
     while len(_handles.archives) >= _MAX_OPEN or memory + sum(e[2] for e in _handles.archives.values()) > _MAX_HELD:
         _close(next(iter(_handles.archives)))
