@@ -46,6 +46,10 @@ HEAVY = {
     "xarray",
     "numpy",
     "numba",
+    "jinja2",
+    "matplotlib",
+    "highdicom",
+    "onnx",
 }
 
 
@@ -61,6 +65,8 @@ HEAVY = {
         ["livtrain_main", "livtrain", "fit", "--help"],
         ["livtrain_main", "livtrain", "predict", "--help"],
         ["livtrain_main", "livtrain", "evaluate", "--help"],
+        ["livtrain_main", "livtrain", "export", "--help"],
+        ["livprep_main", "livprep", "export", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
