@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
@@ -23,11 +24,12 @@ from pathlib import Path
 from benchmarks import loader_report, ours
 from benchmarks.contest import Entrant, Measured, Task, evict, held, resident
 from benchmarks.peers import PEERS, contestant, patch_name
-from benchmarks.volumes import FULL_ZYX, Shape, build_store, read_volumes, shape_of, write_cases
+from benchmarks.volumes import FULL_ZYX, Shape, build_resampled, build_store, read_volumes, shape_of, write_cases
 
 PATCHES: tuple[Shape, ...] = ((128, 128, 128), (96, 160, 160), (48, 256, 256))
 SLOW = ("monai", "torchio")
 """Peers that read whole volumes: fewer rounds, the first patch only."""
+RESAMPLED_MM = 1.0
 PROFILES = ("balanced", "fast", "small")
 Key = tuple[str, str, str]
 """Contestant, setting, patch."""
@@ -56,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slow-rounds", type=int, default=3, help="of MONAI and TorchIO")
     parser.add_argument("--cold-rounds", type=int, default=3)
     parser.add_argument("--cold-patches", type=int, default=24)
+    parser.add_argument("--resampled", type=int, default=2, help="cases whose sizes are compared at 1 mm in-plane too")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"some of {','.join(PEERS)}, or none")
     parser.add_argument("--scratch", type=Path, help="keeps cases and the loaders' own forms for the next run")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")
@@ -106,6 +109,13 @@ def prepare(scratch: Path, options: argparse.Namespace, names: list[str], patche
     for name in names:
         say(f"form of {name}")
         contestant(name).prepare(read_volumes(scratch / "balanced.zarr"), folder_of(scratch, name), patches)
+    if "nnunet" in names and options.resampled:
+        from benchmarks.peers import nnunet
+
+        say("resampled")
+        build_resampled(scratch / "cases", scratch / loader_report.RESAMPLED, options.resampled, RESAMPLED_MM)
+        few = itertools.islice(read_volumes(scratch / "balanced.zarr"), options.resampled)
+        nnunet.prepare(few, scratch / "nnunet-resampled", patches[:1], RESAMPLED_MM)
 
 
 def warm_rounds(

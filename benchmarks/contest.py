@@ -25,6 +25,9 @@ import psutil
 from benchmarks.peers import Batch, contestant
 from benchmarks.volumes import Shape
 
+LIMIT_S = 240.0
+"""Longest that one measurement may take; filling MONAI's cache is part of it."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -71,24 +74,44 @@ class Entrant:
     """
 
     def __init__(self, name: str, folder: Path) -> None:
+        self.name, self._folder = name, folder
+        self._start()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name = name
         self._pipe, far = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far, name, folder))
+        self._process = context.Process(target=_serve, args=(far, self.name, self._folder))
         self._process.start()
         far.close()
 
     def measure(self, task: Task) -> Measured:
-        """Let it run one task; RuntimeError with the child's traceback where it fails."""
+        """Let it run one task.
+
+        Raises
+        ------
+        RuntimeError
+            It fails, with the child's traceback; or it hangs, and a fresh process stands ready for the next task.
+        """
         self._pipe.send(task)
         try:
-            answer = self._pipe.recv()
-        except EOFError as error:
-            raise RuntimeError(f"{self.name}: its process ended with {self._process.exitcode}") from error
+            answer = self._pipe.recv() if self._pipe.poll(LIMIT_S) else f"{self.name}: hangs for {LIMIT_S:g} s"
+        except EOFError:
+            answer = f"{self.name}: its process ended with {self._process.exitcode}"
         if isinstance(answer, str):
+            if "Traceback" not in answer:
+                self._kill()
+                self._start()
             raise RuntimeError(answer)
         measured: Measured = answer
         return measured
+
+    def _kill(self) -> None:
+        """End the process and its workers."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                process.kill()
+        self._process.kill()
+        self._process.join()
 
     def close(self) -> None:
         """End the process."""
@@ -96,8 +119,7 @@ class Entrant:
             self._pipe.send(None)
         self._process.join(20)
         if self._process.is_alive():
-            self._process.kill()
-        self._process.join()
+            self._kill()
 
     def __enter__(self) -> Entrant:
         return self
@@ -125,7 +147,7 @@ def _measure(name: str, folder: Path, task: Task) -> Measured:
     started = time.perf_counter()
     with module.batches(folder, task.setting, task.patch, task.seed, task.patches) as source:
         if task.patches is None:
-            _run(source, module.BURST, task.warm_s, module.BURST)
+            _run(source, module.WARM if task.warm_s else 0, task.warm_s, module.BURST)
             cpu, disk = usage()
             started = time.perf_counter()
             count, delivers = _run(source, module.BURST, task.seconds, module.BURST)

@@ -30,6 +30,7 @@ TARGETS: tuple[tuple[str, str, str, float], ...] = (
     ("balanced, packed, 2 threads", "tensorstore", "balanced", 5),
 )
 """Setting of ours, whom it is compared with, how their settings begin, and the ratio that is wanted."""
+RESAMPLED = "balanced-1mm.zarr"
 COLD_RATIO, COLD_BYTES, SIZE_RATIO = 1.2, 1.2, 0.6
 
 
@@ -189,20 +190,28 @@ def sizes(scratch: Path, patches: list[Shape], with_peer: bool) -> list[str]:
             )
     if not with_peer:
         return rows
-    rows += [
-        "",
-        "| nnU-Net's files | image | labels | properties | packed at balanced / image + labels |",
-        "|---|---|---|---|---|",
-    ]
+    rows += ["", "| the same cases | nnU-Net's image | labels | properties | packed, balanced | / (image + labels) |"]
+    rows.append("|---|---|---|---|---|---|")
     for patch in patches:
         folder = scratch / "nnunet" / patch_name(patch)
-        labels, properties = list(folder.glob("*_seg.b2nd")), list(folder.glob("*.pkl"))
-        images = [path for path in folder.glob("*.b2nd") if path not in labels]
-        image, label, rest = (weigh(paths) / 1e6 / len(images) for paths in (images, labels, properties))
-        share = arrays["train/packed"]["balanced"] / (image + label)
-        verdict = "" if share <= SIZE_RATIO else f" **missed** (wanted {SIZE_RATIO})"
-        rows.append(f"| {patch_name(patch)} | {image:.2f} | {label:.2f} | {rest:.2f} | {share:.2f}{verdict} |")
+        rows.append(against_nnunet(f"own grid, chunks for {patch_name(patch)}", folder, scratch / "balanced.zarr"))
+    folder = scratch / "nnunet-resampled" / patch_name(patches[0])
+    if folder.exists():
+        title = f"1 mm in-plane ({len(list(folder.glob('*.pkl')))} cases), chunks for {folder.name}"
+        rows.append(against_nnunet(title, folder, scratch / RESAMPLED))
     return rows
+
+
+def against_nnunet(title: str, folder: Path, store: Path) -> str:
+    """A row: MB a case of nnU-Net's files and of our packed arrays."""
+    labels, properties = list(folder.glob("*_seg.b2nd")), list(folder.glob("*.pkl"))
+    images = [path for path in folder.glob("*.b2nd") if path not in labels]
+    packed = list((store / "cases").glob("*/train/packed"))
+    image, label, rest = (weigh(paths) / 1e6 / len(images) for paths in (images, labels, properties))
+    ours = weigh(packed) / 1e6 / len(packed)
+    share = ours / (image + label)
+    verdict = "" if share <= SIZE_RATIO else f" **missed** (wanted {SIZE_RATIO})"
+    return f"| {title} | {image:.2f} | {label:.2f} | {rest:.2f} | {ours:.2f} | {share:.2f}{verdict} |"
 
 
 def ordered(table: Iterable[Key]) -> list[tuple[str, str]]:

@@ -19,6 +19,8 @@ SETTINGS = (
 """Profile, what is delivered, reading threads; the last one keeps decoded chunks in memory."""
 PACKAGES = ("numba", "blosc2", "zarr", "torch")
 BURST = BATCH
+WARM = 400
+"""By then nearly all chunks of eight cases were touched, and their checksums verified, once."""
 ODDS = {"anywhere": 1 - FOREGROUND, "liver": FOREGROUND / 2, "tumor": FOREGROUND / 2}
 
 

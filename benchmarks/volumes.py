@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from livprep.cases import Receipt
 from livprep.catalog import load_catalog
 from livprep.cohort import IngestRequest, plan_ingest, plan_windows, run_ingest, run_windows
 from livprep.phantom import make_phantom
 from livprep.phantom.field import stream
 from livprep.phantom.organs import Findings
+from livprep.prepare import Preparation
 from livprep.schema import ProfileName
 from livprep.store import open_store
 from livprep.synthesis.lits import write_case
@@ -88,7 +90,18 @@ def build_store(cases: Path, store: Path, profile: ProfileName) -> None:
     """Ingest the cases with one worker and add `WINDOWS`; what is there already stays."""
     receipts = list(run_ingest(plan_ingest(IngestRequest((cases,), store, profile=profile, workers=1))))
     opened = open_store(store)
-    receipts += run_windows(opened, plan_windows(opened, WINDOWS), workers=1)
+    _check(store, [*receipts, *run_windows(opened, plan_windows(opened, WINDOWS), workers=1)])
+
+
+def build_resampled(cases: Path, store: Path, count: int, spacing_yx_mm: float) -> None:
+    """Ingest the first `count` cases (ten at most) at another in-plane spacing, profile balanced, without windows."""
+    preparation = Preparation((None, spacing_yx_mm, spacing_yx_mm))
+    pattern = f"lits-00[0-{count - 1}]"
+    request = IngestRequest((cases,), store, preparation=preparation, pattern=pattern, workers=1)
+    _check(store, list(run_ingest(plan_ingest(request))))
+
+
+def _check(store: Path, receipts: list[Receipt]) -> None:
     faults = [receipt for receipt in receipts if receipt.status == "rejected"]
     if faults:
         raise SystemExit(f"{store}: {faults}")

@@ -30,6 +30,9 @@ class Contestant(Protocol):
     BURST: int
     """Patches after which it has gone through one cycle of filling its buffers; a measurement ends there."""
 
+    WARM: int
+    """Patches after which it runs as it does for hours; warming up takes so many at least."""
+
     def prepare(self, volumes: Iterable[Volume], folder: Path, patches: Sequence[Shape]) -> None:
         """Write the loader's own form of the cases below `folder`, unless it is there."""
 

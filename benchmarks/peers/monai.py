@@ -24,7 +24,7 @@ SETTINGS = (
 )
 PACKAGES = ("monai", "torch")
 _CROPS = 4
-BURST = _CROPS
+BURST = WARM = _CROPS
 _INDICES = 4096
 _ENDLESS = 1 << 40
 

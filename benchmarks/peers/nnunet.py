@@ -21,6 +21,7 @@ from benchmarks.volumes import Shape, Volume
 SETTINGS = ("0 processes", "2 processes")
 PACKAGES = ("nnunetv2", "batchgenerators", "blosc2")
 BURST = BATCH
+WARM = 16 * BATCH
 DATASET = {
     "channel_names": {"0": "CT"},
     "labels": {"background": 0, "liver": 1, "tumor": 2},
@@ -76,8 +77,10 @@ def intensities_of(volumes: Iterable[Volume]) -> dict[str, float]:
     }
 
 
-def prepare(volumes: Iterable[Volume], folder: Path, patches: Sequence[Shape]) -> None:
-    """Preprocess each case once, and save it with the chunks of each patch."""
+def prepare(
+    volumes: Iterable[Volume], folder: Path, patches: Sequence[Shape], spacing_yx_mm: float | None = None
+) -> None:
+    """Preprocess each case once, at its own or another in-plane spacing, and save it with the chunks of each patch."""
     missing = [patch for patch in patches if not (folder / patch_name(patch)).exists()]
     if not missing:
         return
@@ -85,7 +88,9 @@ def prepare(volumes: Iterable[Volume], folder: Path, patches: Sequence[Shape]) -
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     held = list(volumes)
-    plans = PlansManager(plan(held[0].spacing_mm, patches[0], intensities_of(held)))
+    z, y, x = held[0].spacing_mm
+    spacing = (z, spacing_yx_mm or y, spacing_yx_mm or x)
+    plans = PlansManager(plan(spacing, patches[0], intensities_of(held)))
     staged = {patch: folder / f".{patch_name(patch)}" for patch in missing}
     for place in staged.values():
         shutil.rmtree(place, ignore_errors=True)  # save_case cannot replace files
@@ -99,7 +104,7 @@ def prepare(volumes: Iterable[Volume], folder: Path, patches: Sequence[Shape]) -
             plans.get_configuration("3d_fullres"),
             DATASET,
         )
-        if data.shape[1:] != volume.hu.shape:
+        if spacing_yx_mm is None and data.shape[1:] != volume.hu.shape:
             raise SystemExit(f"nnU-Net changed the grid of {volume.case_id}: {data.shape[1:]}")
         for patch, place in staged.items():
             save(data, seg, properties, place / volume.case_id, patch)

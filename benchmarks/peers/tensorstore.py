@@ -21,6 +21,7 @@ from benchmarks.volumes import Shape, Volume
 SETTINGS = ("balanced, 0 workers", "balanced, 2 workers")
 PACKAGES = ("tensorstore", "torch")
 BURST = BATCH
+WARM = 16 * BATCH
 _POINTS = 4096
 _ENDLESS = 1 << 40
 

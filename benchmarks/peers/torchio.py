@@ -14,6 +14,7 @@ PACKAGES = ("torchio", "torch")
 _A_VOLUME = 8
 BURST = 4 * _A_VOLUME
 """The queue's length: it is filled with so many patches, then emptied."""
+WARM = BURST
 _REPEATS = 1000
 """Times that the cases are listed: an epoch's end would restart the workers."""
 
