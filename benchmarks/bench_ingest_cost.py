@@ -200,7 +200,7 @@ def configuration(options: argparse.Namespace) -> str:
     return (
         f"`python -m benchmarks.bench_ingest_cost`; {forms}; medians of {options.rounds} interleaved rounds, least to\n"
         "most in brackets. CPU: user and system seconds of the process and its threads without imports and\n"
-        "compilation, in a fresh process each, the parts too. Memory: peak above what the process held before the case.\n"
+        "compilation, in a fresh process each, the parts too. Memory: peak above what the process held before.\n"
         "Profile balanced. "
         "The plain way writes the same arrays (HU, labels, packed) with the same codecs and\nchecks nothing; nnU-Net "
         "starts from a .nii.gz pair in either case.\n\n"
