@@ -23,6 +23,7 @@ from livtrain.inference.scans import LoadedScan
 from livtrain.inference.window import FloatVolume, sliding_window
 from livtrain.networks import build_network
 from livtrain.postprocess import (
+    Box,
     bounding_box,
     box_at_least,
     dilate_mm,
@@ -179,7 +180,7 @@ class Predictor:
     def _whole(self, model: StageModel, scan: LoadedScan, prepared: dict[str, LabelledVolume]) -> FloatVolume:
         """Probabilities of the whole scan, `(K, z, y, x)` on the source grid."""
         volume = _prepare(model, scan, prepared)
-        values = self._run(model, volume.image.hu)
+        values = self._run(model, model.settings.bank.apply(volume.image.hu))
         return restore(values, volume.geometry, scan.source)
 
     def _near(
@@ -193,14 +194,14 @@ class Predictor:
         if box is not None:
             # At least a patch of real surroundings, as in training, instead of padding.
             box = box_at_least(box, model.settings.patch_zyx, near.shape)
-            values[(slice(None), *box)] = self._run(model, volume.image.hu[box]) * near[box]
+            values[(slice(None), *box)] = self._run(model, _channels(model, volume.image.hu, box)) * near[box]
         return restore(values, volume.geometry, scan.source)
 
-    def _run(self, model: StageModel, hu: npt.NDArray[np.int16]) -> FloatVolume:
+    def _run(self, model: StageModel, image_CZYX: npt.NDArray[np.uint8]) -> FloatVolume:
         settings, options = model.settings, self._options
         return sliding_window(
             model.network,
-            settings.bank.apply(hu),
+            image_CZYX,
             settings.patch_zyx,
             settings.overlap if options.overlap is None else options.overlap,
             self._device,
@@ -208,6 +209,14 @@ class Predictor:
             amp=settings.amp == "bf16" and self._device.type == "cuda",
             tta=options.tta,
         )
+
+
+def _channels(model: StageModel, hu: npt.NDArray[np.int16], box: Box) -> npt.NDArray[np.uint8]:
+    """Channels `(C, z, y, x)` of a box of the scan; those that follow from the whole scan are made of all of it."""
+    bank = model.settings.bank
+    if bank.is_local:
+        return bank.apply(hu[box])
+    return np.stack([window.apply(hu[box]) if window.is_local else window.apply(hu)[box] for window in bank])
 
 
 def _prepare(model: StageModel, scan: LoadedScan, prepared: dict[str, LabelledVolume]) -> LabelledVolume:
