@@ -6,6 +6,7 @@ Ingest, verification and prediction all call `prepare`; `restore` brings predict
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 
 from livprep.errors import GeometryError, UsageError
 from livprep.geometry import Geometry, Triple, canonical_axes
+from livprep.labels import LabelArray
 from livprep.provenance import digest_of
 from livprep.resample import (
     Interpolation,
     resample_hu,
     resample_labels,
-    resample_probabilities,
+    resample_slabs,
     resampled_geometry,
 )
 from livprep.volume import LabelledVolume, LabelMap, Volume
@@ -115,13 +117,43 @@ def prepare(volume: LabelledVolume, preparation: Preparation) -> LabelledVolume:
     return LabelledVolume(Volume(hu, grid), None if labels is None else LabelMap(labels, grid))
 
 
+def prepare_labels(labels: LabelArray, source: Geometry, preparation: Preparation) -> LabelMap:
+    """Bring labels `(z, y, x)` of a source grid to LPS order and the preparation's spacing, as `prepare` does."""
+    axes, canonical = canonical_axes(source)
+    turned = np.ascontiguousarray(axes.apply(labels))
+    grid = preparation.grid(source)
+    return LabelMap(turned if grid == canonical else resample_labels(turned, canonical, grid), grid)
+
+
 def restore(values_CZYX: npt.NDArray[np.float32], prepared: Geometry, source: Geometry) -> npt.NDArray[np.float32]:
     """Bring `(c, z, y, x)` float32 values from a prepared grid back to the source's grid and axis order.
 
     Exact (a pure reordering) where the spacing was native; linear interpolation otherwise.
     """
-    axes, canonical = canonical_axes(source)
-    if prepared.shape_zyx != canonical.shape_zyx or prepared.spacing_mm != canonical.spacing_mm:
-        old = replace(prepared, origin_mm=canonical.origin_mm, direction=canonical.direction)
-        values_CZYX = resample_probabilities(values_CZYX, old, canonical)
-    return np.stack([np.ascontiguousarray(axes.invert(channel)) for channel in values_CZYX])
+    axes, _ = canonical_axes(source)
+    values = np.concatenate([part for _, part in restore_slabs([(0, values_CZYX)], prepared, source)], axis=1)
+    return np.stack([np.ascontiguousarray(axes.invert(channel)) for channel in values])
+
+
+def restore_slabs(
+    slabs: Iterable[tuple[int, npt.NDArray[np.float32]]], prepared: Geometry, source: Geometry
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Bring values back slab by slab, as `restore` does, but in LPS order.
+
+    Parameters
+    ----------
+    slabs
+        First slice and values `(c, slices, y, x)` on the prepared grid, along z without gaps.
+    prepared, source
+        The prepared grid and the source's.
+
+    Yields
+    ------
+    The same on the source's grid in LPS order; `canonical_axes(source)[0].invert` gives the source's own.
+    """
+    _, canonical = canonical_axes(source)
+    if prepared.shape_zyx == canonical.shape_zyx and prepared.spacing_mm == canonical.spacing_mm:
+        yield from slabs
+        return
+    old = replace(prepared, origin_mm=canonical.origin_mm, direction=canonical.direction)
+    yield from resample_slabs(slabs, old, canonical)

@@ -10,7 +10,7 @@ the same step. Beyond the border the edge value continues.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -125,10 +125,48 @@ def _neighbors(n_in: int, n_out: int, ratio: float) -> AxisNeighbors:
 
 def resample_probabilities(values_CZYX: FloatArray, old: Geometry, new: Geometry) -> FloatArray:
     """Resample `(c, z, y, x)` float32 probabilities linearly onto `new`, which has the same field-of-view center."""
-    out = np.empty((len(values_CZYX), *new.shape_zyx), dtype=np.float32)
-    for channel, target in zip(values_CZYX, out, strict=True):
-        _apply_axes(channel, old, new, "linear", target, antialias=False)
-    return out
+    return np.concatenate([values for _, values in resample_slabs([(0, values_CZYX)], old, new)], axis=1)
+
+
+def resample_slabs(
+    slabs: Iterable[tuple[int, FloatArray]], old: Geometry, new: Geometry
+) -> Iterator[tuple[int, FloatArray]]:
+    """Resample float32 probabilities linearly, slab by slab.
+
+    Parameters
+    ----------
+    slabs
+        First slice and values `(c, slices, y, x)` on `old`, one after the other along z without gaps.
+    old, new
+        Grids with the same field-of-view center.
+
+    Yields
+    ------
+    The same for `new`: slices as soon as the last slice that they need has come. The values do not depend on how
+    the input was divided.
+    """
+    z, y, x = (
+        axis_taps(n, m, t / s, "linear", antialias=False) if (n, s) != (m, t) else AxisTaps.identity(n)
+        for n, m, s, t in zip(old.shape_zyx, new.shape_zyx, old.spacing_mm, new.spacing_mm, strict=True)
+    )
+    depth = old.shape_zyx[0]
+    lowest = np.clip(z.first, 0, depth - 1)
+    highest = np.clip(z.first + z.weights.shape[1] - 1, 0, depth - 1)
+    held: FloatArray | None = None
+    base, done = 0, 0
+    for start, values in slabs:
+        held = values if held is None else np.concatenate([held, values], axis=1)
+        ready = int(np.searchsorted(highest, start + values.shape[1], side="left"))
+        if ready > done:
+            part = AxisTaps(z.first[done:ready] - base, z.weights[done:ready])
+            out = np.empty((len(held), ready - done, *new.shape_zyx[1:]), dtype=np.float32)
+            for channel, target in zip(held, out, strict=True):
+                filter_volume(channel, part, y, x, target)
+            yield done, out
+            done = ready
+        keep = int(lowest[done]) if done < len(lowest) else depth
+        if keep > base:  # at a border the held slices end where the volume does, so that the edge value continues
+            held, base = np.ascontiguousarray(held[:, keep - base :]), keep
 
 
 def sitk_resample(values: FloatArray, old: Geometry, new: Geometry, interpolation: Interpolation) -> FloatArray:

@@ -85,11 +85,19 @@ def largest_component(mask: BoolArray) -> BoolArray:
     kept = np.zeros_like(mask)
     box = bounding_box(mask)
     if box is not None:
-        components, _ = ndimage.label(mask[box])
-        sizes = np.bincount(components.ravel())
+        components, count = ndimage.label(mask[box])
+        sizes = _sizes(components, count)
         sizes[0] = 0
         kept[box] = components == int(sizes.argmax())
     return kept
+
+
+def _sizes(components: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """Voxels of each component, slice by slice: bincount turns what it counts into int64."""
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for plane in components:
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    return sizes
 
 
 def fill_holes(mask: BoolArray) -> BoolArray:
@@ -107,8 +115,8 @@ def drop_small(mask: BoolArray, voxel_volume_ml: float, min_ml: float) -> BoolAr
     """Remove 6-connected components below `min_ml` milliliters."""
     if min_ml <= 0:
         return mask.copy()
-    components, _ = ndimage.label(mask)
-    sizes_ml = np.bincount(components.ravel()) * voxel_volume_ml
+    components, count = ndimage.label(mask)
+    sizes_ml = _sizes(components, count) * voxel_volume_ml
     keep = sizes_ml >= min_ml * (1 - 1e-9)
     keep[0] = False
     kept: BoolArray = keep[components]

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": ("livcli.livtrain_predict:predict", "Segment stored cases or raw scans."),
     "bench": ("livcli.livtrain_bench:bench", "Measure throughput on this machine and store."),
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
+    "tune": ("livcli.livtrain_tune:tune", "Choose post-processing on the validation cases."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
 }
 

@@ -42,17 +42,23 @@ from livcli.options import output_options, say, store_option
 )
 @click.option(
     "--keep-largest/--no-keep-largest",
-    default=True,
-    show_default=True,
-    help="Keep only the largest component of the liver.",
+    default=None,
+    help="Keep only the largest component of the liver.  [default: as tuned for the run, else yes]",
 )
 @click.option(
     "--min-lesion-ml",
     type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Drop tumor components below this volume.",
+    help="Drop tumor components below this volume.  [default: as tuned for the run, else 0]",
 )
+@click.option("--crf", flag_value="3d", help="Pass the probabilities through a dense CRF.")
+@click.option("--crf-2d", "crf", flag_value="2d", help="The same, slice by slice.")
+@click.option("--overlap", type=click.FloatRange(0, 1, max_open=True),
+              help="Fraction of a patch that neighbors share.  [default: the run's]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1),
+              help="Patches a forward pass; fewer where memory runs out.  [default: as many as fit]")  # fmt: skip
+@click.option("--bf16/--no-bf16", "amp", default=None, help="bfloat16.  [default: as trained, on CUDA]")
+@click.option("--accumulate", type=click.Choice(["auto", "cpu", "device"]), default="auto", show_default=True,
+              help="Where probabilities of overlapping patches are added up.")  # fmt: skip
 @click.option("--probabilities", is_flag=True, help="Write probabilities too, into OUT/probabilities.")
 @click.option(
     "--format",
@@ -100,7 +106,8 @@ def predict(
     """Segment cases of the store (ids or patterns; without SRC all of them) or scans never ingested.
 
     SRC is a path if it exists: a DICOM folder, zip, NIfTI or folder of them. Each scan becomes OUT/<case>.nii.gz on
-    its own grid: 0 background, 1 liver, 2 tumor. Not for diagnosis.
+    its own grid: 0 background, 1 liver, 2 tumor. Not for diagnosis. A case's seconds leave out writing, which goes on
+    beside the next case.
     """
     from livprep.catalog import load_catalog
     from livprep.sources import catalog_beside
@@ -117,9 +124,11 @@ def predict(
     )
     scans, rejected = find_scans(sources, store, facts, cases)
     say(quiet, f"{len(scans)} scan(s), {len(liver)} liver and {len(tumor)} tumor network(s), device {chosen}")
+    if predictor.tuned.choices:
+        say(quiet, f"post-processing tuned on validation: {predictor.tuned.text}")
     failed = False
-    written = predict_folder(scans, predictor, out, rejected=rejected, header=header, submission=submission, form=form)
-    for receipt in written:
+    asked: dict[str, Any] = {"header": header, "submission": submission, "form": form}
+    for receipt in predict_folder(scans, predictor, out, rejected=rejected, say=lambda text: say(quiet, text), **asked):
         failed |= receipt.status == "rejected"
         click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
     return 3 if failed else 0
@@ -130,4 +139,5 @@ def _line(receipt: Any) -> str:
     if receipt.status == "rejected":
         return f"{receipt.case:<14} rejected   {receipt.code}: {receipt.detail}"
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in receipt.volume_ml.items())
-    return f"{receipt.case:<14} predicted  {receipt.seconds:6.1f} s  {volumes}  {receipt.path}"
+    share = receipt.network_s / receipt.seconds if receipt.seconds else 0.0
+    return f"{receipt.case:<14} predicted  {receipt.seconds:6.1f} s ({share:.0%} network)  {volumes}  {receipt.path}"

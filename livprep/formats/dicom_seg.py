@@ -10,6 +10,7 @@ highdicom is imported when it is needed (`pip install 'livprep[export]'`).
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import uuid
@@ -23,7 +24,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from livprep.cases import FileRef
-from livprep.errors import SourceError
+from livprep.errors import SourceError, UsageError
 from livprep.formats.archive import close_archives, read_bytes
 from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, guarded, is_localizer
 from livprep.formats.dicom_write import uid_from
@@ -70,6 +71,34 @@ def write_dicom_seg(path: Path, labels_zyx: LabelArray, geometry: Geometry, file
         DICOM_SEG: the series lacks an identifier that the standard demands, is of an enhanced kind, or is not the
         one on whose grid the labels lie. DICOM_…: a file is no DICOM.
     """
+    sources = _usable_sources(files, geometry)
+    built = _build(labels_zyx, geometry, sources)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as file:
+            built.save_as(file, enforce_file_format=True)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_series(files: Sequence[FileRef], geometry: Geometry) -> None:
+    """See, before there are labels, whether `write_dicom_seg` could write them; raises what that would raise.
+
+    Raises
+    ------
+    UsageError
+        highdicom is not installed.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        raise UsageError("USAGE", "DICOM segmentations need highdicom: pip install 'livprep[export]'")
+    _usable_sources(files, geometry)
+
+
+def _usable_sources(files: Sequence[FileRef], geometry: Geometry) -> list[Dataset]:
+    """Bare headers of the slices in the order of the grid's z, with all that the standard demands."""
     sources = _sorted_sources(files, geometry)
     for name in _DEMANDED:
         if not all(source.get(name) for source in sources):
@@ -82,16 +111,7 @@ def write_dicom_seg(path: Path, labels_zyx: LabelArray, geometry: Geometry, file
             source.FrameOfReferenceUID = uid_from("frame of reference", sources[0].SeriesInstanceUID)
     for source in sources:
         source.SliceThickness = geometry.spacing_mm[0]  # highdicom compares; headers often have another or none
-    built = _build(labels_zyx, geometry, sources)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("wb") as file:
-            built.save_as(file, enforce_file_format=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return sources
 
 
 def _sorted_sources(files: Sequence[FileRef], geometry: Geometry) -> list[Dataset]:

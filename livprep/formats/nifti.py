@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import os
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +23,7 @@ from livprep.cases import FileRef, Note
 from livprep.errors import GeometryError, SourceError
 from livprep.formats.archive import stored_size
 from livprep.formats.bounded import FREE_BYTES, MAX_EXPANSION, is_amplified
+from livprep.formats.nifti_write import nifti_header
 from livprep.geometry import Geometry
 
 MAX_BYTES = 4 << 30
@@ -38,6 +38,7 @@ _STEP = 64 << 10
 """Compressed bytes decoded at once, so that one step stays below 68 MB."""
 _BLOCK_VOXELS = 1 << 22
 """Voxels scaled at once, as float64."""
+_GZIP_LEVEL = 6
 _HEADER_BYTES = 540
 """Of NIfTI-2; NIfTI-1 has 348."""
 _GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
@@ -336,23 +337,29 @@ def _check_labels(ref: FileRef, found: Sequence[float], allowed: tuple[int, ...]
 
 def encode(values_zyx: npt.NDArray[np.generic], geometry: Geometry) -> bytes:
     """Bytes of an uncompressed NIfTI-1 with a fresh header: geometry and type, no text."""
-    image = nib.Nifti1Image(np.asarray(values_zyx).transpose(2, 1, 0), geometry.affine_ras)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(geometry.affine_ras, code=1)
-    image.set_sform(geometry.affine_ras, code=1)
-    data: bytes = image.to_bytes()
-    return data
+    return b"".join(_blocks(values_zyx, geometry))
+
+
+def _blocks(values_zyx: npt.NDArray[np.generic], geometry: Geometry) -> Iterator[bytes]:
+    """Those bytes in pieces; float16, which NIfTI does not know, becomes float32."""
+    stored = np.dtype(np.float32 if values_zyx.dtype == np.float16 else values_zyx.dtype)
+    yield nifti_header(values_zyx.shape, stored, geometry.affine_ras)
+    rows = max(1, _BLOCK_VOXELS // max(1, values_zyx[0].size))
+    for start in range(0, len(values_zyx), rows):
+        # NIfTI's x-fastest order is the C order of (z, y, x)
+        yield np.ascontiguousarray(values_zyx[start : start + rows], dtype=stored.newbyteorder("<")).tobytes()
 
 
 def write_nifti(path: Path, values_zyx: npt.NDArray[np.generic], geometry: Geometry) -> None:
     """Write an array on its geometry to `.nii` or `.nii.gz`, whole or not at all; the bytes are reproducible."""
-    data = encode(values_zyx, geometry)
-    if path.name.endswith(".gz"):
-        data = gzip.compress(data, compresslevel=zlib.Z_DEFAULT_COMPRESSION, mtime=0)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            if path.name.endswith(".gz"):
+                with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
+                    packed.writelines(_blocks(values_zyx, geometry))
+            else:
+                file.writelines(_blocks(values_zyx, geometry))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

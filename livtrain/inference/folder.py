@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import time
-import uuid
-import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from livprep.cases import Rejection
-from livprep.errors import GeometryError, SourceError, StoreError, UsageError
-from livprep.formats.dicom_seg import write_dicom_seg
-from livprep.formats.nifti import encode, write_labels, write_nifti
+from livprep.cases import FileRef, Rejection
+from livprep.errors import GeometryError, SourceError, StoreError
+from livprep.formats.dicom_seg import check_series, write_dicom_seg
+from livprep.formats.nifti import write_labels, write_nifti
 from livprep.geometry import Geometry
 from livprep.labels import Label
-from livtrain.inference.predictor import Prediction, Predictor
-from livtrain.inference.scans import LoadedScan, Scan
-
-log = logging.getLogger(__name__)
+from livtrain.inference.options import Prediction
+from livtrain.inference.predictor import Predictor
+from livtrain.inference.scans import Scan
+from livtrain.inference.submission import Submission, check_submission
 
 PROBABILITIES = "probabilities"
 """Folder beside the predictions for probabilities, so that `evaluate` does not take them for labels."""
@@ -30,11 +25,16 @@ PROBABILITIES = "probabilities"
 
 Format = Literal["nifti", "dicom-seg"]
 _SUFFIXES: dict[Format, str] = {"nifti": "nii.gz", "dicom-seg": "dcm"}
+_CASE_FAULTS = (SourceError, GeometryError, StoreError)
 
 
 @dataclass(frozen=True)
 class PredictReceipt:
-    """What became of one scan; `status` is predicted or rejected."""
+    """What became of one scan; `status` is predicted or rejected.
+
+    `seconds` passed from opening the scan to its labels, `network_s` of them in networks; writing, which goes on beside
+    the next scan, is not in them.
+    """
 
     case: str
     status: Literal["predicted", "rejected"]
@@ -42,6 +42,7 @@ class PredictReceipt:
     detail: str = ""
     path: str = ""
     seconds: float = 0.0
+    network_s: float = 0.0
     volume_ml: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,8 +55,11 @@ def predict_folder(
     header: Literal["repaired", "source"] = "repaired",
     submission: Path | None = None,
     form: Format = "nifti",
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[PredictReceipt]:
     """Segment scans into `<out>/<name>.nii.gz`, or `.dcm`, one receipt each.
+
+    While one scan is computed, the prediction of the one before is packed and written.
 
     Parameters
     ----------
@@ -73,59 +77,105 @@ def predict_folder(
         A zip to write besides, as the LiTS challenge takes it: `test-segmentation-N.nii` with the source's
         header.
     form
-        `dicom-seg` writes a DICOM segmentation that refers to the source's slices, and rejects scans that have none.
+        `dicom-seg` writes a DICOM segmentation that refers to the source's slices, and rejects scans that have none
+        or of another kind before they are segmented.
+    say
+        Takes one line on what the submission lacks.
 
     Raises
     ------
     UsageError
         The submission would hold a scan that is no LiTS test case.
     """
+    scans = list(scans)
+    if submission is not None:
+        check_submission([scan.name for scan in scans])
     out.mkdir(parents=True, exist_ok=True)
     for fault in rejected:
         yield PredictReceipt(fault.case_id, "rejected", fault.code, fault.detail)
-    zipped = None if submission is None else _Submission(submission)
+    zipped = None if submission is None else Submission(submission)
     try:
-        for scan in scans:
-            yield _one(scan, predictor, out, header, zipped, form)
+        with ThreadPoolExecutor(1, "livtrain-write") as writer:
+            written: Future[PredictReceipt] | None = None
+            for scan in scans:
+                begun = _begin(scan, predictor, out, header, zipped, form, writer)
+                if written is not None:
+                    yield written.result()
+                written = begun
+            if written is not None:
+                yield written.result()
         if zipped is not None:
+            if zipped.missing:
+                say(f"{submission}: lacks the test cases {', '.join(map(str, zipped.missing))}")
             zipped.publish()
     finally:
         if zipped is not None:
             zipped.discard()
 
 
-def _one(
+def _begin(
     scan: Scan,
     predictor: Predictor,
     out: Path,
     header: Literal["repaired", "source"],
-    submission: _Submission | None,
+    submission: Submission | None,
     form: Format,
-) -> PredictReceipt:
-    started = time.monotonic()
+    writer: ThreadPoolExecutor,
+) -> Future[PredictReceipt]:
+    """Segment a scan, and have it written."""
     try:
         loaded = scan.load()
-        if form == "dicom-seg" and not loaded.dicom:
-            raise SourceError("DICOM_SEG", f"{scan.name}: read from a store or NIfTI, expected a DICOM series")
-        prediction = predictor.predict(loaded)
-        geometry = loaded.source if header == "repaired" else loaded.header
-        path = out / f"{scan.name}.{_SUFFIXES[form]}"
         if form == "dicom-seg":
-            write_dicom_seg(path, prediction.labels, loaded.source, loaded.dicom)
+            if not loaded.dicom:
+                raise SourceError("DICOM_SEG", f"{scan.name}: read from a store or NIfTI, expected a DICOM series")
+            check_series(loaded.dicom, loaded.source)
+        prediction = predictor.predict(loaded)
+    except _CASE_FAULTS as error:
+        rejection = _rejection(scan.name, error)
+        return writer.submit(lambda: rejection)
+    # Without the HU, whose room the next scan's shall have.
+    target = _Target(scan.name, loaded.source, loaded.header, loaded.dicom)
+    return writer.submit(_write, target, prediction, out, header, submission, form)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What writing needs of a scan: see `LoadedScan`."""
+
+    name: str
+    source: Geometry
+    header: Geometry
+    dicom: tuple[FileRef, ...]
+
+
+def _write(
+    scan: _Target,
+    prediction: Prediction,
+    out: Path,
+    header: Literal["repaired", "source"],
+    submission: Submission | None,
+    form: Format,
+) -> PredictReceipt:
+    geometry = scan.source if header == "repaired" else scan.header
+    path = out / f"{scan.name}.{_SUFFIXES[form]}"
+    try:
+        if form == "dicom-seg":
+            write_dicom_seg(path, prediction.labels, scan.source, scan.dicom)
         else:
             write_labels(path, prediction.labels, geometry)
-    except (SourceError, GeometryError, StoreError) as error:
-        if error.exit_code == 2:
-            raise  # a wrong request is wrong for every scan
-        return PredictReceipt(scan.name, "rejected", error.code, error.message)
-    _write_probabilities(out / PROBABILITIES, scan.name, prediction, geometry)
+    except _CASE_FAULTS as error:
+        return _rejection(scan.name, error)
+    for structure, values in prediction.probabilities.items():
+        (out / PROBABILITIES).mkdir(exist_ok=True)
+        write_nifti(out / PROBABILITIES / f"{scan.name}_{structure}.nii.gz", values, geometry)
     if submission is not None:
-        submission.add(loaded, prediction)
+        submission.add(scan.name, prediction.labels, scan.header)
     return PredictReceipt(
         scan.name,
         "predicted",
         path=str(path),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(prediction.seconds, 3),
+        network_s=round(prediction.network_s, 3),
         volume_ml={
             "liver": round(prediction.volume_ml(Label.LIVER), 3),
             "tumor": round(prediction.volume_ml(Label.TUMOR), 3),
@@ -133,37 +183,7 @@ def _one(
     )
 
 
-def _write_probabilities(folder: Path, name: str, prediction: Prediction, geometry: Geometry) -> None:
-    for structure, values in prediction.probabilities.items():
-        folder.mkdir(exist_ok=True)
-        write_nifti(folder / f"{name}_{structure}.nii.gz", values, geometry)
-
-
-class _Submission:
-    """A zip in the LiTS challenge's form, written beside its place and renamed when it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        self._zip = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_DEFLATED)
-
-    def add(self, scan: LoadedScan, prediction: Prediction) -> None:
-        """Put one prediction in."""
-        match = re.fullmatch(r"litstest-0*(\d+)", scan.name)
-        if match is None:
-            raise UsageError("USAGE", f"--submission: {scan.name} is no LiTS test case (litstest-000 ... 069)")
-        entry = zipfile.ZipInfo(f"test-segmentation-{match[1]}.nii")  # a fixed date: the same bytes every time
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        self._zip.writestr(entry, encode(prediction.labels, scan.header))
-
-    def publish(self) -> None:
-        """Make the zip visible."""
-        self._zip.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        self._partial.replace(self._path)
-
-    def discard(self) -> None:
-        """Remove what was not published."""
-        self._zip.close()
-        self._partial.unlink(missing_ok=True)
+def _rejection(name: str, error: SourceError | GeometryError | StoreError) -> PredictReceipt:
+    if error.exit_code == 2:
+        raise error  # a wrong request is wrong for every scan
+    return PredictReceipt(name, "rejected", error.code, error.message)

@@ -1,109 +1,37 @@
-"""One scan through the stages: liver, then tumor inside the predicted liver, brought back to the source grid."""
+"""One scan through the stages: liver, then tumor inside the predicted liver, brought back to the source grid.
+
+Probabilities pass through in slabs of some slices: network, way back to the source's grid, mean over networks, labels.
+Whole volumes are held of HU (int16), channels (uint8), labels (uint8) and, while components are found, int32; and of
+probabilities (float16) only where they are asked for or a CRF needs them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from livprep.errors import StoreError, UsageError
-from livprep.geometry import Geometry
+from livprep.errors import UsageError
+from livprep.geometry import canonical_axes
 from livprep.labels import Label, LabelArray
-from livprep.prepare import Preparation, prepare, restore
-from livprep.volume import LabelledVolume, LabelMap, Volume
-from livtrain.checkpoint import load_checkpoint
-from livtrain.config import Settings
+from livprep.prepare import restore_slabs
+from livtrain.cleanup import DEFAULT, Cleanup, clean_liver, clean_tumor
+from livtrain.crf import CrfSettings
+from livtrain.inference.inputs import ScanInputs, between, mean_slabs, placed
+from livtrain.inference.memory import MOST_PATCHES
+from livtrain.inference.models import StageModel
+from livtrain.inference.options import Prediction, PredictOptions
 from livtrain.inference.scans import LoadedScan
-from livtrain.inference.window import FloatVolume, sliding_window
-from livtrain.networks import build_network
-from livtrain.postprocess import (
-    Box,
-    bounding_box,
-    box_at_least,
-    dilate_mm,
-    drop_small,
-    fill_holes,
-    grow_box,
-    largest_component,
-)
-from livtrain.stages import LIVER_MARGIN_MM, Stage, get_stage
+from livtrain.inference.smoothing import Known, own_hu, smooth
+from livtrain.inference.window import Clock, FloatVolume, Slab, WindowSettings, window_slabs
+from livtrain.postprocess import BoolArray, bounding_box, box_at_least
+from livtrain.stages import Stage
 
-BoolArray = npt.NDArray[np.bool_]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class StageModel:
-    """A trained network with all that its input needs."""
-
-    stage: Stage
-    network: nn.Module
-    settings: Settings
-    preparation: Preparation
-
-
-def load_stage(run: Path, expected: Sequence[str]) -> StageModel:
-    """Load a run folder (its best checkpoint) or a checkpoint file.
-
-    Raises
-    ------
-    RunError
-        RUN_MISSING or CHECKPOINT_CORRUPT.
-    UsageError
-        The run trained another stage than one of `expected`.
-    """
-    checkpoint = load_checkpoint(run)
-    settings = checkpoint.settings
-    if settings.stage not in expected:
-        raise UsageError("USAGE", f"{run}: trained for stage {settings.stage}, expected {' or '.join(expected)}")
-    stage = get_stage(settings.stage)
-    network = build_network(settings.network, len(settings.bank), stage.out_channels, settings.width)
-    network.load_state_dict(checkpoint.weights)
-    return StageModel(stage, network.eval(), settings, Preparation.from_dict(checkpoint.preparation))
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Choices of prediction.
-
-    Parameters
-    ----------
-    tta
-        Mean over the 8 mirrorings; for networks that were trained with flips.
-    keep_largest
-        Keep the largest component of the liver only.
-    min_lesion_ml
-        Drop tumor components below this volume in ml.
-    probabilities
-        Hand back probabilities beside the labels.
-    overlap
-        Of neighboring patches; None takes the run's.
-    """
-
-    tta: bool = False
-    keep_largest: bool = True
-    min_lesion_ml: float = 0.0
-    probabilities: bool = False
-    overlap: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Labels 0, 1, 2 on the source's grid and axis order, and probabilities by name if they were asked for."""
-
-    labels: LabelArray
-    geometry: Geometry
-    probabilities: Mapping[str, FloatVolume] = field(default_factory=dict)
-
-    def volume_ml(self, lowest: Label) -> float:
-        """Volume of the voxels with at least that label."""
-        return int(np.count_nonzero(self.labels >= lowest)) * self.geometry.voxel_volume_ml
 
 
 class Predictor:
@@ -147,6 +75,8 @@ class Predictor:
         if self._options.tta and not all(all(flip) for flip in flips):
             log.warning("tta: a network was trained without flips of every axis; mirrored scans are new to it")
         self._device = torch.device(device)
+        self.tuned = _agreed(self._tumor, "tumor").over(_agreed(self._liver, "liver"))
+        self.cleanup = self._options.chosen.over(self.tuned).over(DEFAULT)
 
     def predict(self, scan: LoadedScan) -> Prediction:
         """Segment one scan.
@@ -155,102 +85,122 @@ class Predictor:
         ------
         StoreError
             STORE_PREPARATION: the scan was resampled otherwise than the networks' training data.
+        SourceError
+            CASE_TOO_LARGE: a patch does not fit into the memory.
         """
-        prepared: dict[str, LabelledVolume] = {}
+        started, clock = time.perf_counter(), Clock()
+        axes, canonical = canonical_axes(scan.source)
+        inputs = ScanInputs(scan)
         stage = self._liver[0].stage
-        values = _mean([self._whole(model, scan, prepared) for model in self._liver])
-        labels = stage.labels(values)
-        liver = labels >= Label.LIVER
-        if self._options.keep_largest:
-            liver = largest_component(liver)
-        liver = fill_holes(liver)
-        known: dict[str, FloatVolume] = {"liver": values[0] if len(values) == 1 else 1 - values[0]}
-        tumor = (labels == Label.TUMOR) & liver
-        if stage.out_channels > 1:
-            known["tumor"] = values[Label.TUMOR]
+        hu = None if self._options.crf is None else own_hu(scan)
+        known = Known(canonical, self._options.probabilities or hu is not None)
+        result = self._first(inputs, scan, known, clock)
+        if hu is not None:
+            self._smooth_first(result, hu, known)
+        liver = clean_liver(result >= Label.LIVER, self.cleanup)
+        tumor = result == Label.TUMOR if stage.out_channels > 1 else np.zeros_like(liver)
         if self._tumor:
-            inside = _mean([self._near(model, scan, prepared, liver) for model in self._tumor])
-            tumor = (self._tumor[0].stage.labels(inside) == Label.TUMOR) & liver
-            known["tumor"] = inside[0]
-        tumor = drop_small(tumor, scan.source.voxel_volume_ml, self._options.min_lesion_ml)
-        result = liver.astype(np.uint8)
-        result[tumor] = Label.TUMOR
-        return Prediction(result, scan.source, known if self._options.probabilities else {})
+            inputs.keep_only(self._tumor)
+            tumor = self._second(inputs, scan, liver, known, clock)
+            if hu is not None:
+                self._smooth("tumor", tumor, self.cleanup.tumor_threshold, hu, known)
+        result[...] = liver
+        result[clean_tumor(tumor, liver, canonical.voxel_volume_ml, self.cleanup)] = Label.TUMOR
+        return Prediction(
+            np.ascontiguousarray(axes.invert(result)),
+            scan.source,
+            known.turned(axes) if self._options.probabilities else {},
+            time.perf_counter() - started,
+            clock.network_s,
+        )
 
-    def _whole(self, model: StageModel, scan: LoadedScan, prepared: dict[str, LabelledVolume]) -> FloatVolume:
-        """Probabilities of the whole scan, `(K, z, y, x)` on the source grid."""
-        volume = _prepare(model, scan, prepared)
-        values = self._run(model, model.settings.bank.apply(volume.image.hu))
-        return restore(values, volume.geometry, scan.source)
+    def _first(self, inputs: ScanInputs, scan: LoadedScan, known: Known, clock: Clock) -> LabelArray:
+        """Labels of stage 1 in LPS order."""
+        stage, cleanup = self._liver[0].stage, self.cleanup
+        labels = np.empty(known.canonical.shape_zyx, dtype=np.uint8)
 
-    def _near(
-        self, model: StageModel, scan: LoadedScan, prepared: dict[str, LabelledVolume], liver: BoolArray
-    ) -> FloatVolume:
-        """Tumor probabilities `(1, z, y, x)` on the source grid; 0 further than the margin from the liver."""
-        volume = _prepare(model, scan, prepared)
-        near = _near_liver(liver, scan.source, model.preparation)
-        values = np.zeros((1, *volume.geometry.shape_zyx), dtype=np.float32)
-        box = bounding_box(near)
-        if box is not None:
-            # At least a patch of real surroundings, as in training, instead of padding.
-            box = box_at_least(box, model.settings.patch_zyx, near.shape)
-            values[(slice(None), *box)] = self._run(model, _channels(model, volume.image.hu, box)) * near[box]
-        return restore(values, volume.geometry, scan.source)
+        def whole(model: StageModel) -> Iterator[Slab]:
+            slabs = window_slabs(model.network, inputs.channels(model), self._window(model, clock), self._device)
+            return restore_slabs(slabs, inputs.grid(model), scan.source)
 
-    def _run(self, model: StageModel, image_CZYX: npt.NDArray[np.uint8]) -> FloatVolume:
+        for start, values in mean_slabs([whole(model) for model in self._liver]):
+            foreground = values[0] if len(values) == 1 else 1 - values[0]
+            labels[start : start + values.shape[1]] = _first_labels(stage, values, foreground, cleanup)
+            known.add("liver", start, foreground)
+            if len(values) > 1:
+                known.add("tumor", start, values[Label.TUMOR])
+        return labels
+
+    def _second(self, inputs: ScanInputs, scan: LoadedScan, liver: BoolArray, known: Known, clock: Clock) -> BoolArray:
+        """Tumor of stage 2 in LPS order, from the predicted liver's surroundings."""
+        mask = np.zeros(known.canonical.shape_zyx, dtype=np.bool_)
+        threshold = self.cleanup.tumor_threshold
+
+        def around(model: StageModel) -> Iterator[Slab]:
+            near = inputs.near_liver(liver, known.canonical, model)
+            box = bounding_box(near)
+            slabs: Iterator[Slab] = iter(())
+            if box is not None:
+                # At least a patch of real surroundings, as in training, instead of padding.
+                box = box_at_least(box, model.settings.patch_zyx, near.shape)
+                part = inputs.channels(model)[(slice(None), *box)]
+                slabs = placed(window_slabs(model.network, part, self._window(model, clock), self._device), box, near)
+            return restore_slabs(between(slabs, near.shape), inputs.grid(model), scan.source)
+
+        for start, values in mean_slabs([around(model) for model in self._tumor]):
+            part = slice(start, start + values.shape[1])
+            if threshold is None:
+                mask[part] = self._tumor[0].stage.labels(values) == Label.TUMOR
+            else:
+                mask[part] = values[0] >= threshold
+            known.add("tumor", start, values[0])
+        return mask
+
+    def _smooth_first(self, labels: LabelArray, hu: npt.NDArray[np.int16], known: Known) -> None:
+        """Stage 1's labels after the CRF, in place."""
+        liver = labels >= Label.LIVER
+        self._smooth("liver", liver, self.cleanup.liver_threshold, hu, known)
+        tumor = labels == Label.TUMOR
+        if "tumor" in known.values:
+            self._smooth("tumor", tumor, self.cleanup.tumor_threshold, hu, known)
+        labels[...] = liver
+        labels[tumor] = Label.TUMOR
+
+    def _smooth(
+        self, name: str, mask: BoolArray, threshold: float | None, hu: npt.NDArray[np.int16], known: Known
+    ) -> None:
+        smooth(name, mask, threshold, known, hu, CrfSettings(planar=self._options.crf == "2d"), self._device)
+
+    def _window(self, model: StageModel, clock: Clock) -> WindowSettings:
         settings, options = model.settings, self._options
-        return sliding_window(
-            model.network,
-            image_CZYX,
+        trained = settings.amp == "bf16" and self._device.type == "cuda"
+        return WindowSettings(
             settings.patch_zyx,
             settings.overlap if options.overlap is None else options.overlap,
-            self._device,
-            batch=settings.batch,
-            amp=settings.amp == "bf16" and self._device.type == "cuda",
-            tta=options.tta,
+            options.batch,
+            trained if options.amp is None else options.amp,
+            options.tta,
+            options.accumulate,
+            # more at once make a CPU no faster
+            most=settings.batch if self._device.type == "cpu" else MOST_PATCHES,
+            clock=clock,
         )
 
 
-def _channels(model: StageModel, hu: npt.NDArray[np.int16], box: Box) -> npt.NDArray[np.uint8]:
-    """Channels `(C, z, y, x)` of a box of the scan; those that follow from the whole scan are made of all of it."""
-    bank = model.settings.bank
-    if bank.is_local:
-        return bank.apply(hu[box])
-    return np.stack([window.apply(hu[box]) if window.is_local else window.apply(hu)[box] for window in bank])
+def _first_labels(stage: Stage, values: FloatVolume, foreground: FloatVolume, cleanup: Cleanup) -> LabelArray:
+    """Labels of some slices `(K, z, y, x)`: by the stage's rule, or by thresholds where they were chosen."""
+    labels = stage.labels(values)
+    if cleanup.liver_threshold is not None:
+        labels = np.where(foreground >= cleanup.liver_threshold, np.maximum(labels, np.uint8(Label.LIVER)), np.uint8(0))
+    if cleanup.tumor_threshold is not None and len(values) > 1:
+        tumor = values[Label.TUMOR] >= cleanup.tumor_threshold
+        labels = np.where(tumor, np.uint8(Label.TUMOR), np.minimum(labels, np.uint8(Label.LIVER)))
+    return labels
 
 
-def _prepare(model: StageModel, scan: LoadedScan, prepared: dict[str, LabelledVolume]) -> LabelledVolume:
-    """The scan as the network was trained on it; kept, for networks that share a preparation."""
-    wanted = model.preparation
-    if wanted.digest not in prepared:
-        if scan.prepared is not None and not scan.prepared.is_native and scan.prepared != wanted:
-            raise StoreError(
-                "STORE_PREPARATION",
-                f"{scan.name}: stored at spacing {scan.prepared.spacing_mm} mm (zyx), the run was trained at "
-                f"{wanted.spacing_mm}; predict from the source files instead",
-            )
-        prepared[wanted.digest] = scan.volume if scan.prepared == wanted else prepare(scan.volume, wanted)
-    return prepared[wanted.digest]
-
-
-def _near_liver(liver: BoolArray, source: Geometry, preparation: Preparation) -> BoolArray:
-    """The liver of the source grid, dilated by the margin, on the prepared grid."""
-    void = Volume(np.zeros(source.shape_zyx, dtype=np.int16), source)
-    moved = prepare(LabelledVolume(void, LabelMap(liver.astype(np.uint8), source)), preparation).label_map
-    assert moved is not None
-    mask: BoolArray = moved.labels > 0
-    box = bounding_box(mask)
-    if box is None:
-        return mask
-    spacing_mm = moved.geometry.spacing_mm
-    z, y, x = (int(LIVER_MARGIN_MM // step) + 1 for step in spacing_mm)
-    box = grow_box(box, (z, y, x), moved.geometry.shape_zyx)
-    mask[box] = dilate_mm(torch.from_numpy(mask[box]), spacing_mm, LIVER_MARGIN_MM).numpy()
-    return mask
-
-
-def _mean(values: Sequence[FloatVolume]) -> FloatVolume:
-    total = values[0]
-    for other in values[1:]:
-        total = total + other
-    return total / np.float32(len(values)) if len(values) > 1 else total
+def _agreed(models: Sequence[StageModel], what: str) -> Cleanup:
+    """What was tuned for all networks of a stage alike."""
+    tuned = {model.cleanup for model in models}
+    if len(tuned) > 1:
+        log.warning("%s: the runs were tuned to different post-processing; none of it is used", what)
+    return tuned.pop() if len(tuned) == 1 else Cleanup()

@@ -43,3 +43,15 @@ def test_the_ingest_cost_benchmark_sums_the_unavoidable_parts(tmp_path: Path) ->
         f"{case}, {grid}" for case in ("ircadb-01", "lits-028") for grid in ("native spacing", "1 mm in-plane")
     ]
     assert done.stdout.count("x the unavoidable parts, at most 1.3 wanted") == 4
+
+
+def test_the_cascade_benchmark_compares_both_livers(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    tiny = [f"--set={each}" for each in ("width=2", "patch_zyx=[16,16,16]", "batch=1", "overlap=0")]
+    done = run(
+        sys.executable, "-m", "benchmarks.bench_cascade", "--cases", "3", "--size", "48", "--seconds", "1", *tiny,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| mean \| [\d.]+ \|", done.stdout, re.MULTILINE)
+    assert "at most 0.03 wanted" in done.stdout

@@ -52,3 +52,27 @@ def test_what_cannot_be_measured(small_store: Path, tmp_path: Path) -> None:
     result = _run(tmp_path / "empty.zarr")
     assert isinstance(result.exception, LivError)
     assert result.exception.code == "STORE_EMPTY"
+
+
+def test_training_steps_are_measured(store_copy: Path) -> None:
+    small = [f"--set={each}" for each in ("width=2", "patch_zyx=[16,16,16]", "batch=1", "validate_every=0")]
+    arguments = ["step", "--store", str(store_copy), "--steps", "2", "--device", "cpu", *small]
+    result = CliRunner().invoke(bench, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["steps"], found["batch"], found["patch_zyx"]) == (2, 1, [16, 16, 16])
+    assert found["patches_per_s"] == pytest.approx(2 / found["seconds"])
+    assert found["voxels_per_s"] == pytest.approx(found["patches_per_s"] * 16**3)
+    assert found["peak_memory_bytes"] > 1 << 20
+    assert "ms a step" in CliRunner().invoke(bench, [*arguments, "-q"]).stdout
+
+
+def test_predictions_are_measured(small_store: Path) -> None:
+    arguments = ["predict", "ircadb-0[12]", "--store", str(small_store), "--device", "cpu"]
+    result = CliRunner().invoke(bench, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [each["case"] for each in found] == ["ircadb-01", "ircadb-02"]
+    assert all(0 < each["network_share"] < 1 for each in found)
+    assert "untrained networks of the preset fast-cpu" in result.stderr
+    assert "% network)" in CliRunner().invoke(bench, [*arguments, "-q"]).stdout

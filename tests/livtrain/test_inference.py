@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 
 from livprep.catalog import load_catalog
 from livprep.cohort import IngestRequest, plan_ingest, run_ingest
-from livprep.errors import LivError, RunError, StoreError, UsageError
-from livprep.formats.nifti import write_nifti
+from livprep.errors import GeometryError, LivError, RunError, StoreError, UsageError
+from livprep.formats.nifti import write_labels, write_nifti
 from livprep.geometry import Geometry
 from livprep.prepare import Preparation
 from livprep.splits import Split
@@ -39,6 +41,7 @@ from livtrain.inference import (
     predict_folder,
     sliding_window,
 )
+from livtrain.inference.scans import SourceScan
 from livtrain.inference.window import window_starts
 from livtrain.networks import build_network
 from livtrain.stages import get_stage
@@ -444,7 +447,10 @@ def test_a_submission_holds_test_cases_under_the_challenges_names(tmp_path: Path
     truth = _write_scan(tmp_path / "in" / "test-volume-7.nii.gz")
     scans, _ = find_scans([str(tmp_path / "in")], tmp_path, CATALOG)
     predictor = Predictor([_model("liver", _liver)], [_model("tumor", _tumor)])
-    list(predict_folder(scans, predictor, tmp_path / "out", submission=tmp_path / "sub.zip"))
+    said: list[str] = []
+    list(predict_folder(scans, predictor, tmp_path / "out", submission=tmp_path / "sub.zip", say=said.append))
+    missing = ", ".join(str(number) for number in range(70) if number != 7)
+    assert said == [f"{tmp_path / 'sub.zip'}: lacks the test cases {missing}"]
     with zipfile.ZipFile(tmp_path / "sub.zip") as archive:
         assert archive.namelist() == ["test-segmentation-7.nii"]
         archive.extractall(tmp_path)
@@ -452,8 +458,97 @@ def test_a_submission_holds_test_cases_under_the_challenges_names(tmp_path: Path
     _write_scan(tmp_path / "in" / "volume-7.nii.gz")
     scans, _ = find_scans([str(tmp_path / "in" / "volume-7.nii.gz")], tmp_path, CATALOG)
     with pytest.raises(UsageError, match="lits-007 is no LiTS test case"):
-        list(predict_folder(scans, predictor, tmp_path / "out", submission=tmp_path / "other.zip"))
+        list(predict_folder(scans, predictor, tmp_path / "none", submission=tmp_path / "other.zip"))
+    assert not (tmp_path / "none").exists()  # said before any work
     assert not [path for path in tmp_path.iterdir() if "other.zip" in path.name]
+
+
+def test_a_submission_has_its_inputs_own_affine(tmp_path: Path) -> None:
+    hu, _ = _scene()
+    geometry = Geometry(hu.shape, (2.5, 0.703125, 0.703125), (180.4, -177.9, -321.7), RAS)
+    write_nifti(tmp_path / "test-volume-12.nii", hu, geometry)
+    scans, _ = find_scans([str(tmp_path / "test-volume-12.nii")], tmp_path, CATALOG)
+    list(predict_folder(scans, Predictor([_model("liver", _liver)]), tmp_path / "out", submission=tmp_path / "s.zip"))
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path)
+    written, source = (nib.load(tmp_path / f"test-{name}-12.nii") for name in ("segmentation", "volume"))
+    np.testing.assert_allclose(written.affine, source.affine, rtol=0, atol=1e-6)
+    assert written.shape == source.shape
+    assert written.get_data_dtype() == np.uint8
+
+
+def test_a_submission_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_scan(tmp_path / "in" / "test-volume-7.nii.gz")
+    (tmp_path / "s.zip").write_bytes(b"an earlier one")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("livtrain.inference.folder.write_labels", fail)
+    scans, _ = find_scans([str(tmp_path / "in")], tmp_path, CATALOG)
+    with pytest.raises(OSError, match="No space"):
+        list(predict_folder(scans, Predictor([_model("liver", _liver)]), tmp_path / "o", submission=tmp_path / "s.zip"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "o", "s.zip"]
+    assert (tmp_path / "s.zip").read_bytes() == b"an earlier one"
+
+
+def test_writing_goes_on_beside_the_next_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first scan's file is finished only once the second scan is in the network."""
+    second = threading.Event()
+
+    def logits(x: Tensor) -> Tensor:
+        if reads == ["a", "b"]:
+            second.set()
+        return _liver(x)
+
+    def write(path: Path, *rest: object) -> None:
+        assert second.wait(60)
+        write_labels(path, *rest)  # type: ignore[arg-type]
+
+    reads: list[str] = []
+    load = SourceScan.load
+    monkeypatch.setattr(SourceScan, "load", lambda scan: (reads.append(scan.name), load(scan))[1])
+    monkeypatch.setattr("livtrain.inference.folder.write_labels", write)
+    for name in "ab":
+        _write_scan(tmp_path / "in" / f"{name}.nii.gz")
+    scans, _ = find_scans([str(tmp_path / "in")], tmp_path, CATALOG)
+    receipts = list(predict_folder(scans, Predictor([_model("liver", logits)]), tmp_path / "out"))
+    assert [(receipt.case, receipt.status) for receipt in receipts] == [("a", "predicted"), ("b", "predicted")]
+    assert all(0 < receipt.network_s < receipt.seconds for receipt in receipts)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_empty_predictions_and_tumor_free_references_are_scored_and_other_shapes_refused(tmp_path: Path) -> None:
+    from livtrain.evaluate import evaluate_folder
+
+    _write_lits(tmp_path / "lits", (3,))
+    healthy = np.minimum(_scene()[1], 1)
+    write_nifti(tmp_path / "lits" / "segmentation-3.nii.gz", healthy, Geometry(healthy.shape, SPACING))
+    scans, _ = find_scans([str(tmp_path / "lits")], tmp_path, CATALOG)
+    for name, logits in (("empty", lambda x: x - 9), ("found", _liver)):
+        predictor = Predictor([_model("liver", logits)], [_model("tumor", lambda x: x - 9)])
+        (receipt,) = predict_folder(scans, predictor, tmp_path / name)
+        assert receipt.status == "predicted"
+    nothing = evaluate_folder(tmp_path / "empty", [tmp_path / "lits"])
+    assert nothing.lits["liver_dice_per_case"] == 0
+    assert nothing.lits["liver_assd"] == 9001
+    assert nothing.lits["lesion_dice_per_case"] == 1  # neither side has any
+    assert nothing.as_json()["cases"][0]["liver"]["assd"] is None
+    assert nothing.nnunet["liver_dice"] == 0
+    assert nothing.as_json()["nnunet"]["tumor_dice"] is None
+    found = evaluate_folder(tmp_path / "found", [tmp_path / "lits"])
+    assert found.lits["liver_dice_per_case"] == 1
+    assert found.lits["RMSE_Tumorburden"] == 0
+    write_nifti(tmp_path / "found" / "lits-003.nii.gz", healthy[1:], Geometry(healthy[1:].shape, SPACING))
+    with pytest.raises(
+        GeometryError, match=r"prediction of \(13, 48, 56\) voxels \(zyx\), reference of \(14, 48, 56\)"
+    ):
+        evaluate_folder(tmp_path / "found", [tmp_path / "lits"])
+    write_nifti(tmp_path / "found" / "lits-003.nii.gz", healthy, Geometry(healthy.shape, SPACING))
+    _write_lits(tmp_path / "lits", (4,))
+    with pytest.raises(UsageError, match="cases without a prediction: lits-004"):
+        evaluate_folder(tmp_path / "found", [tmp_path / "lits"])
 
 
 def test_a_run_is_loaded_with_its_settings(tmp_path: Path) -> None:

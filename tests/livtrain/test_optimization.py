@@ -19,7 +19,7 @@ from livprep.errors import UsageError
 from livprep.splits import Split
 from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings, load_settings, resolve
-from livtrain.inference.predictor import load_stage
+from livtrain.inference import load_stage
 from livtrain.networks import NETWORKS
 from livtrain.presets import PRESETS
 from livtrain.trainer import StepReport, Stopped, fit, journal, memory, run
