@@ -21,7 +21,7 @@ from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings
 from livtrain.inference.scans import LoadedScan
 from livtrain.inference.window import FloatVolume, sliding_window
-from livtrain.networks import build_network
+from livtrain.model import build_model, model_input
 from livtrain.postprocess import (
     bounding_box,
     box_at_least,
@@ -62,7 +62,7 @@ def load_stage(run: Path, expected: Sequence[str]) -> StageModel:
     if settings.stage not in expected:
         raise UsageError("USAGE", f"{run}: trained for stage {settings.stage}, expected {' or '.join(expected)}")
     stage = get_stage(settings.stage)
-    network = build_network(settings.network, len(settings.bank), stage.out_channels, settings.width)
+    network = build_model(settings, stage.out_channels)
     network.load_state_dict(checkpoint.weights)
     return StageModel(stage, network.eval(), settings, Preparation.from_dict(checkpoint.preparation))
 
@@ -200,7 +200,7 @@ class Predictor:
         settings, options = model.settings, self._options
         return sliding_window(
             model.network,
-            settings.bank.apply(hu),
+            model_input(settings, hu),
             settings.patch_zyx,
             settings.overlap if options.overlap is None else options.overlap,
             self._device,
