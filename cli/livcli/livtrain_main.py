@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": ("livcli.livtrain_predict:predict", "Segment stored cases or raw scans."),
     "bench": ("livcli.livtrain_bench:bench", "Measure throughput on this machine and store."),
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
+    "report": ("livcli.livtrain_report:report", "Write a run on one page: curves, worst cases, pictures."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
 }
 
