@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("livcli.livtrain_bench:bench", "Measure throughput on this machine and store."),
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
     "tune": ("livcli.livtrain_tune:tune", "Choose post-processing on the validation cases."),
+    "report": ("livcli.livtrain_report:report", "Write a run on one page: curves, worst cases, pictures."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
 }
 

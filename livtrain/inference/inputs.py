@@ -52,7 +52,8 @@ class ScanInputs:
     def channels(self, model: StageModel) -> npt.NDArray[Any]:
         """The network's input, `(c, z, y, x)`: uint8 equal to the stored channels of the same preparation.
 
-        Networks that learned their windows take int16 HU + 1024 (`livtrain.model`). Windows are applied to the whole scan: some look at all of its values.
+        Networks that learned their windows take int16 HU + 1024 (`livtrain.model`). Windows are
+        applied to the whole scan: some look at all of its values.
 
         Raises
         ------
