@@ -16,6 +16,7 @@ COMMANDS = {
     "overlaps": ("livcli.livprep_split:overlaps", "Name the same scan under two names, from the voxels."),
     "split": ("livcli.livprep_split:split", "Divide the cases by patient and record it in the store."),
     "export": ("livcli.livprep_export:export", "Write the store for nnU-Net, MONAI (decathlon), NIfTI or Croissant."),
+    "submit": ("livcli.livprep_submit:submit", "Print a batch script for a command: job array, requeue, signals."),
     "phantom": ("livcli.livprep_phantom:phantom", "Write synthetic patients in the layout of a data set."),
     "remove": ("livcli.livprep_store:remove", "Remove a case from the store."),
     "migrate": ("livcli.livprep_store:migrate", "Bring a store of an older version up."),
