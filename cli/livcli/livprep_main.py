@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("livcli.livprep_report:report", "Write the whole store on one HTML page."),
     "view": ("livcli.livprep_view:view", "Look at a case in 3D in the browser, on this machine only."),
     "export": ("livcli.livprep_export:export", "Write the store for nnU-Net, MONAI (decathlon), NIfTI or Croissant."),
+    "submit": ("livcli.livprep_submit:submit", "Print a batch script for a command: job array, requeue, signals."),
     "phantom": ("livcli.livprep_phantom:phantom", "Write synthetic patients in the layout of a data set."),
     "remove": ("livcli.livprep_store:remove", "Remove a case from the store."),
     "migrate": ("livcli.livprep_store:migrate", "Bring a store of an older version up."),
