@@ -110,7 +110,7 @@ def draw_volumes(liver_ml: Sequence[float], tumor_ml: Sequence[float]) -> bytes:
             median = float(np.median(ordered))
             axes.axhline(median, color=DARK, linewidth=0.9, linestyle="dashed")
             digits = 0 if median >= 100 else 1
-            place = dict(xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+            place = {"xycoords": ("axes fraction", "data"), "fontsize": 8, "va": "bottom"}
             axes.annotate(f"median {median:.{digits}f}", (0.02, median), **place)
         if axes is tumor and len(ordered):
             axes.set_yscale("log")
