@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
     "report": ("livcli.livtrain_report:report", "Write a run on one page: curves, worst cases, pictures."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
+    "completion": ("livcli.completion:livtrain_completion", "Print a script for completion in a shell."),
 }
 
 
