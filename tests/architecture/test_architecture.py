@@ -83,11 +83,14 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded & HEAVY
 
 
-def test_livprep_never_loads_torch() -> None:
+def test_livprep_never_loads_torch_and_matplotlib_only_for_pictures() -> None:
     script = (
         "import sys, pkgutil, importlib, livprep\n"
-        "for module in pkgutil.walk_packages(livprep.__path__, 'livprep.'): importlib.import_module(module.name)\n"
-        "assert not {'torch', 'monai', 'matplotlib'} & set(sys.modules), 'heavy'"
+        "drawing = ('livprep.figures', 'livprep.preview', 'livprep.reporting')\n"
+        "names = [module.name for module in pkgutil.walk_packages(livprep.__path__, 'livprep.', onerror=print)]\n"
+        "for name in names:\n"
+        "    if not name.startswith(drawing): importlib.import_module(name)\n"
+        "assert not {'torch', 'monai', 'matplotlib'} & (set(sys.modules) if len(names) > 50 else {'torch'}), 'heavy'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
