@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +66,7 @@ class Slurm:
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Slurm]:
+def slurm() -> Slurm:
     """The SLURM that `start-slurm start` started."""
     setting = dict(os.environ) | {"SLURM_CONF": str(CONF), "OMP_NUM_THREADS": "1"}
     setting["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{setting['PATH']}"
@@ -82,4 +81,4 @@ def slurm() -> Iterator[Slurm]:
         if os.environ.get("LIVPREP_SLURM"):
             pytest.fail(reason)
         pytest.skip(reason)
-    yield Slurm(setting)
+    return Slurm(setting)
