@@ -199,7 +199,9 @@ def test_simpleitk_opens_a_case_as_the_page_says(case: CaseStore) -> None:
     import re
 
     page = (Path(__file__).parents[2] / "docs/opening-the-store.md").read_text(encoding="utf-8")
-    blocks = dict(re.findall(r"^## (xarray|zarr-python|tensorstore|ITK)[^\n]*\n+```python\n(.*?)^```", page, re.M | re.S))
+    blocks = dict(
+        re.findall(r"^## (xarray|zarr-python|tensorstore|ITK)[^\n]*\n+```python\n(.*?)^```", page, re.M | re.S)
+    )
     assert set(blocks) == {"xarray", "zarr-python", "tensorstore", "ITK"}
     for name, block in blocks.items():
         script = block.replace("liver.zarr/cases/ircadb-01", str(case.path))
