@@ -42,7 +42,7 @@ from livtrain.inference import (
     sliding_window,
 )
 from livtrain.inference.scans import SourceScan
-from livtrain.inference.window import window_starts
+from livtrain.inference.patches import window_starts
 from livtrain.networks import build_network
 from livtrain.stages import get_stage
 
