@@ -23,13 +23,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ingest_peers
+from benchmarks.ingest_parts import grid_of, measure
 from benchmarks.ingest_peers import Files
 from benchmarks.machine import describe
 from livprep.catalog import load_catalog
 from livprep.convert import IngestJob, ingest_case
 from livprep.formats.nifti_write import write_nifti
+from livprep.geometry import Geometry
 from livprep.prepare import Preparation
 from livprep.sources import catalog_beside, discover
 from livprep.store import create_store, open_store
@@ -81,17 +84,23 @@ def contestants(case: str, peers: bool) -> dict[str, Work]:
 
 def cost_of(work: Work, warm: Files, files: Files, spacing_yx_mm: float | None) -> Cost:
     """Run a tiny case and then the case in a fresh process."""
+    cost: Cost = in_fresh_process(_measure, work, warm, files, spacing_yx_mm)
+    return cost
+
+
+def in_fresh_process(target: Callable[..., None], *arguments: Any) -> Any:
+    """What `target` sends through the pipe that is its first argument."""
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
-    process = context.Process(target=_measure, args=(far, work, warm, files, spacing_yx_mm))
+    process = context.Process(target=target, args=(far, *arguments))
     process.start()
     far.close()
     try:
-        cost: Cost = near.recv()
+        sent = near.recv()
     except EOFError:
         raise RuntimeError("the measured process failed") from None
     process.join()
-    return cost
+    return sent
 
 
 def _measure(pipe: Connection, work: Work, warm: Files, files: Files, spacing_yx_mm: float | None) -> None:
@@ -141,11 +150,20 @@ def phantoms(folder: Path, size: int) -> Path:
     return folder
 
 
-def parts_of(case: str, files: Files, spacing_yx_mm: float | None) -> dict[str, float]:
-    """Processor seconds of what no program can leave out."""
-    from benchmarks.ingest_parts import measure
+def parts_of(case: str, warm: Files, files: Files, spacing_yx_mm: float | None) -> dict[str, float]:
+    """Processor seconds of what no program can leave out, under the conditions of `cost_of`."""
+    grids = tuple(grid_of([place.scan.parent], case) for place in (warm, files))
+    found: dict[str, float] = in_fresh_process(_measure_parts, case, (warm, files), grids, spacing_yx_mm)
+    return found
 
-    return measure([files.scan.parent], case, Preparation((None, spacing_yx_mm, spacing_yx_mm)))
+
+def _measure_parts(
+    pipe: Connection, case: str, both: tuple[Files, Files], grids: tuple[Geometry, Geometry], spacing: float | None
+) -> None:
+    found: dict[str, float] = {}
+    for files, grid, millimeters in zip(both, grids, (spacing and 5.0, spacing), strict=True):
+        found = measure([files.scan.parent], case, Preparation((None, millimeters, millimeters)), grid)
+    pipe.send(found)
 
 
 def main() -> None:
@@ -182,8 +200,9 @@ def configuration(options: argparse.Namespace) -> str:
     return (
         f"`python -m benchmarks.bench_ingest_cost`; {forms}; medians of {options.rounds} interleaved rounds, least to\n"
         "most in brackets. CPU: user and system seconds of the process and its threads without imports and\n"
-        "compilation. Memory: peak above what the process held before the case. Profile balanced.\n"
-        "The plain way writes the same arrays (HU, labels, packed) with the same codecs and checks nothing; nnU-Net\n"
+        "compilation, in a fresh process each, the parts too. Memory: peak above what the process held before.\n"
+        "Profile balanced. "
+        "The plain way writes the same arrays (HU, labels, packed) with the same codecs and\nchecks nothing; nnU-Net "
         "starts from a .nii.gz pair in either case.\n\n"
         f"{describe('numpy', 'numba', 'zarr', 'nibabel', 'pydicom', *peers)}"
     )
@@ -198,7 +217,7 @@ def table(options: argparse.Namespace, case: str, warm: Files, files: Files, spa
         for name, work in works.items():
             found[name].append(cost_of(work, warm, files, spacing))
             print(f"{case} {spacing or 'native'} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-        parts.append(parts_of(case, files, spacing))
+        parts.append(parts_of(case, warm, files, spacing))
     title = f"{case}, {'native spacing' if spacing is None else f'{spacing:g} mm in-plane'}"
     rows = ["", f"## {title}", "", "| | CPU s | x ours | wall s | peak GB |", "|---|---|---|---|---|"]
     mine = [cost.cpu_s for cost in found["livprep ingest"]]
@@ -230,7 +249,11 @@ def verdicts(found: dict[str, list[Cost]], sums: list[float]) -> list[str]:
             value = statistics.median(other / own for other, own in zip(cheapest, mine, strict=True))
         met = value <= wanted if how == "at most" else value >= wanted
         against = {"parts": "x the unavoidable parts"}.get(what, f"x fewer CPU seconds than the cheapest {what} row")
-        lines.append(f"* {value:.2f} {against}, {how} {wanted:g} wanted{'' if met else ': **missed**'}")
+        reach = ""
+        if not met and what != "parts":  # what a program that did the unavoidable parts and nothing else would reach
+            best = statistics.median(other / least for other, least in zip(cheapest, sums, strict=True))
+            reach = f" (the unavoidable parts alone: {best:.2f} x)"
+        lines.append(f"* {value:.2f} {against}, {how} {wanted:g} wanted{'' if met else ': **missed**'}{reach}")
     peak = statistics.median(cost.peak_bytes for cost in found["livprep ingest"]) / 1e9
     missed = "" if peak <= MEMORY_GB else ": **missed**"
     return [*lines, f"* {peak:.2f} GB above the interpreter, at most {MEMORY_GB} wanted (LiTS 28){missed}"]

@@ -28,7 +28,7 @@ from numcodecs import blosc
 
 from benchmarks.machine import describe
 from livprep.cases import Case, FileRef
-from livprep.catalog import load_catalog
+from livprep.catalog import Catalog, load_catalog
 from livprep.geometry import Geometry, canonical_axes
 from livprep.prepare import Preparation
 from livprep.resample import resample_hu, resample_labels
@@ -185,13 +185,22 @@ def write(path: Path, encoded: list[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def measure(sources: list[Path], case_id: str, preparation: Preparation) -> dict[str, float]:
-    """Processor seconds of the unavoidable parts of one case; its geometry is read before."""
+def grid_of(sources: list[Path], case_id: str) -> Geometry:
+    """Grid of a case's source."""
     catalog = load_catalog(catalog_beside(sources))
-    (case,) = (case for case in discover(sources, catalog).cases if case.case_id == case_id)
-    grid = read_case(case, catalog).volume.geometry
+    return read_case(_case(sources, catalog, case_id), catalog).volume.geometry
+
+
+def measure(sources: list[Path], case_id: str, preparation: Preparation, grid: Geometry) -> dict[str, float]:
+    """Processor seconds of the unavoidable parts of one case; `grid` is that of its source."""
+    case = _case(sources, load_catalog(catalog_beside(sources)), case_id)
     with tempfile.TemporaryDirectory() as scratch:
         return parts(case, preparation, grid, Path(scratch))
+
+
+def _case(sources: list[Path], catalog: Catalog, case_id: str) -> Case:
+    (case,) = (case for case in discover(sources, catalog).cases if case.case_id == case_id)
+    return case
 
 
 def main() -> None:
@@ -203,7 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     preparation = Preparation((None, options.spacing_yx, options.spacing_yx))
     print(describe("numpy", "pydicom", "isal", "numcodecs"))
-    seconds = measure([options.source], options.case, preparation)
+    seconds = measure([options.source], options.case, preparation, grid_of([options.source], options.case))
     for name, value in seconds.items():
         print(f"{name:<16} {value:6.3f} s")
     print(f"{'sum':<16} {sum(seconds.values()):6.3f} s")

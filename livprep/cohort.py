@@ -20,8 +20,8 @@ from livprep.prepare import Preparation
 from livprep.private_map import check_private_map, write_private_map
 from livprep.schema import ProfileName, WindowMeta
 from livprep.sources import Choice, Discovery, catalog_beside, discover
-from livprep.store import Store, change_preparation, channels_of, create_store, open_store, remove_window
-from livprep.windows import FUNCTION, Window
+from livprep.store import Store, change_preparation, channels_of, create_store, open_store, remove_window, taken
+from livprep.windows import Window
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,8 @@ def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") ->
     orders = {name: meta.order for name, meta in known.items()}
     for window in windows:
         meta = known.get(window.name)
-        if meta is not None and (meta.wl, meta.ww, meta.function) != (
-            window.center_hu,
-            window.width_hu,
-            FUNCTION,
-        ):
-            raise UsageError(
-                "STORE_WINDOW_EXISTS", f"window {window.name} is stored with WL {meta.wl:g} WW {meta.ww:g} HU"
-            )
+        if meta is not None and (stored := meta.channel()) != window:
+            raise UsageError("STORE_WINDOW_EXISTS", taken(stored))
         orders.setdefault(window.name, max(orders.values(), default=-1) + 1)
     return [WindowJob(case, str(store.path), window, orders[window.name]) for case in cases for window in windows]
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from livprep.channels import channel_of
 from livprep.intensity import Intensity
+from livprep.windows import Window
 
 SCHEMA_VERSION = 1
 PACKED_LOW_HU, PACKED_HIGH_HU = -1024, 3071
@@ -91,10 +95,39 @@ class CaseMeta(_Model):
 
 
 class WindowMeta(_Model):
-    """Attributes of one windowed channel; channels are ordered by `order`, then name."""
+    """Attributes of one windowed channel; channels are ordered by `order`, then name.
+
+    `parameters` is what the function needs beside level and width, `measured` what it found in this case. A linear
+    window has neither, and its record is that of the first stores.
+    """
 
     name: str
     wl: float
     ww: float
     function: str
     order: int
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    measured: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, channel: Window, order: int, hu: npt.NDArray[np.int16]) -> WindowMeta:
+        """The record of a channel that is made of a volume."""
+        return cls(
+            name=channel.name,
+            wl=channel.center_hu,
+            ww=channel.width_hu,
+            function=channel.function,
+            order=order,
+            parameters=channel.parameters,
+            measured=channel.measured(hu),
+        )
+
+    def channel(self) -> Window:
+        """What makes the channel again of any scan; UsageError where this version does not know how."""
+        return channel_of(self.name, self.wl, self.ww, self.function, self.parameters)
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = handler(self)
+        optional = ("parameters", "measured")
+        return {key: value for key, value in record.items() if key not in optional or value}

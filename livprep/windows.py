@@ -1,4 +1,4 @@
-"""Windows: linear maps of HU to uint8 channels.
+"""Windows: linear maps of HU to uint8 channels. Other functions: `livprep.channels`.
 
 The function is DICOM's LINEAR_EXACT (PS3.3 C.11.2.1.3.2): (x - (WL - WW/2)) / WW clipped to 0...1, stored as
 round(255 v) in float64, half to even. `Window(40, 220)` therefore spans [-70, 150] HU.
@@ -56,6 +56,37 @@ class Window:
             raise UsageError("WINDOW_INVALID", f"window name {self.name!r}: expected letters, digits, '.', '_' or '-'")
 
     @property
+    def function(self) -> str:
+        """How HU become bytes; stored with each channel."""
+        return FUNCTION
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the function needs beside level and width; plain JSON values."""
+        return {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a voxel's byte follows from its own HU; else `apply` needs the whole volume (`livprep.channels`)."""
+        return True
+
+    @property
+    def parts(self) -> tuple[tuple[float, Window], ...]:
+        """The linear windows whose mean the channel is, each with its share; shares sum to 1."""
+        return ((1.0, self),)
+
+    def moved(self, shift: float, factor: float) -> Window:
+        """The window with its level moved by `shift` widths and its width multiplied by `factor`; without name."""
+        return Window(self.center_hu + self.width_hu * shift, self.width_hu * factor)
+
+    def measured(self, hu: npt.NDArray[np.int16]) -> dict[str, float]:
+        """What the function found in a volume, in HU; nothing where it does not look at the volume."""
+        return {}
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.low_hu:g}, {self.high_hu:g}] HU"
+
+    @property
     def low_hu(self) -> float:
         """HU that map to 0 and below."""
         return self.center_hu - self.width_hu / 2
@@ -69,10 +100,7 @@ class Window:
         """Window an int16 HU array of any shape into uint8 0...255 of the same shape."""
         if hu.dtype != np.int16:
             raise UsageError("WINDOW_INVALID", f"window {self.name}: found HU of dtype {hu.dtype}, expected int16")
-        index = hu.view(np.uint16)
-        out = np.empty(hu.shape, dtype=np.uint8)
-        np.take(self.table(), index, out=out, mode="clip")
-        return out
+        return look_up(self.table(), hu)
 
     def table(self) -> npt.NDArray[np.uint8]:
         """All 65,536 results, indexed by the HU's two's-complement uint16; the fast path of `evaluate`."""
@@ -82,6 +110,13 @@ class Window:
         """The defining formula in float64, for any real dtype; `apply` equals it on int16."""
         unit = (np.asarray(hu, dtype=np.float64) - self.low_hu) / self.width_hu
         return np.rint(255.0 * np.clip(unit, 0.0, 1.0)).astype(np.uint8)
+
+
+def look_up(table: npt.NDArray[np.uint8], hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    """Replace int16 HU of any shape by the entries of a table of 65,536, indexed by their two's-complement uint16."""
+    out = np.empty(hu.shape, dtype=np.uint8)
+    np.take(table, hu.view(np.uint16), out=out, mode="clip")
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -109,6 +144,14 @@ class WindowBank:
     def __len__(self) -> int:
         return len(self.windows)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether every channel of a region follows from that region alone."""
+        return all(window.is_local for window in self.windows)
+
     def apply(self, hu: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
-        """Window `(z, y, x)` int16 HU into `(channel, z, y, x)` uint8."""
+        """Window `(z, y, x)` int16 HU into `(channel, z, y, x)` uint8.
+
+        `hu` is a whole volume where a channel is not local (`Window.is_local`).
+        """
         return np.stack([window.apply(hu) for window in self.windows])

@@ -14,10 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from livprep.channels import channel_of
 from livprep.errors import UsageError
-from livprep.windows import Window, WindowBank
+from livprep.windows import FUNCTION, Window, WindowBank
 from livtrain.augment_config import AugmentSettings
 from livtrain.presets import PRESETS
 
@@ -32,20 +42,34 @@ class _Frozen(BaseModel):
 
 
 class WindowSetting(_Frozen):
-    """One input channel: a window of HU, by level and width in HU."""
+    """One input channel: a window of HU, by level and width in HU; others by their function (`livprep.channels`)."""
 
     name: str
     wl: float
     ww: float
+    function: str = FUNCTION
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, window: Window) -> WindowSetting:
         """The setting that describes a window."""
-        return cls(name=window.name, wl=window.center_hu, ww=window.width_hu)
+        return cls(
+            name=window.name,
+            wl=window.center_hu,
+            ww=window.width_hu,
+            function=window.function,
+            parameters=window.parameters,
+        )
 
     def window(self) -> Window:
         """The window that the setting describes."""
-        return Window(self.wl, self.ww, self.name)
+        return channel_of(self.name, self.wl, self.ww, self.function, self.parameters)
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A linear window is recorded by name, level and width alone."""
+        record: dict[str, Any] = handler(self)
+        return record if self.function != FUNCTION else {key: record[key] for key in ("name", "wl", "ww")}
 
 
 class SamplingSettings(_Frozen):

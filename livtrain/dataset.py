@@ -41,7 +41,8 @@ class PatchReader:
     What lies outside the volume is padded with 0 in the channels (the windows' low end) and background in the
     labels. Channels come from the packed array through one table a window, which gives the bytes of the stored
     channels (a property test holds it) at a fraction of their reading; windows that reach beyond the 12 bits of
-    that array come from the int16 HU instead; `source="stored"` reads the stored channels themselves.
+    that array come from the int16 HU instead; `source="stored"` reads the stored channels themselves, as is always
+    done with channels that follow from the whole scan (`livprep.channels`).
 
     Parameters
     ----------
@@ -66,9 +67,9 @@ class PatchReader:
         self.patch_zyx = patch_zyx
         self.windows = windows
         self._source = source
-        self._tables = [packed_table(window) for window in windows]
         self.uses_packed = source == "packed" and all(fits_packed(window) for window in windows)
         """Whether channels and labels follow from the packed array alone."""
+        self._tables = [packed_table(window) for window in windows] if self.uses_packed else []
         self._scratch = threading.local()
 
     def read(self, ref: PatchRef, image_CZYX: npt.NDArray[np.uint8], labels_ZYX: LabelArray) -> None:
@@ -86,11 +87,13 @@ class PatchReader:
                 np.take(table, hu_bits, out=channel, mode="clip")  # "clip" spares a buffer; no index is outside
             return
         labels[...] = case.read_labels(region) if case.has_labels else UNLABELLED
-        if self._source == "stored":
-            for channel, window in zip(image, self.windows, strict=True):
+        hu = None
+        for channel, window in zip(image, self.windows, strict=True):
+            if self._source == "stored" or not window.is_local:
                 channel[...] = case.read_window(window.name, region)
-        else:
-            image[...] = self.windows.apply(case.read_hu(region))
+            else:
+                hu = case.read_hu(region) if hu is None else hu
+                channel[...] = window.apply(hu)
 
     def read_packed(self, ref: PatchRef, out_ZYX: Packed, margin_zyx: Shape = NO_MARGIN) -> None:
         """Fill the packed voxels of a patch, and of `margin_zyx` more voxels at each of its sides.

@@ -50,7 +50,7 @@ class CtNormalization:
 
 def fits_packed(window: Window) -> bool:
     """Whether the 12 bits of the packed array decide every byte of a window."""
-    return window.low_hu >= PACKED_LOW_HU and window.high_hu <= PACKED_HIGH_HU
+    return window.is_local and window.low_hu >= PACKED_LOW_HU and window.high_hu <= PACKED_HIGH_HU
 
 
 def packed_table(window: Window) -> npt.NDArray[np.uint8]:
@@ -68,6 +68,8 @@ def channel_table(bank: WindowBank) -> Table:
         WINDOW_INVALID: a window reaches beyond 12 bits; its channel must come from the int16 HU.
     """
     for window in bank:
+        if not window.is_local:
+            raise UsageError("WINDOW_INVALID", f"channel {window} needs the whole scan, not packed voxels")
         if not fits_packed(window):
             raise UsageError(
                 "WINDOW_INVALID",

@@ -24,6 +24,7 @@ SHOW_TEXT = "LIVPREP_DEBUG"
 _EXTRAS = {
     **dict.fromkeys(("torch", "monai", "matplotlib", "tensorboard"), "train"),
     "jinja2": "report",
+    "cv2": "clahe",
     **dict.fromkeys(("highdicom", "onnx", "onnxruntime", "onnxscript", "safetensors"), "export"),
 }
 """What may not be installed -> the extra that brings it."""

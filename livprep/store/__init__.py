@@ -21,6 +21,7 @@ from livprep.store.writing import (
     remove_case,
     remove_staging,
     remove_window,
+    taken,
 )
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "taken",
     "version_of",
 ]

@@ -21,7 +21,7 @@ from livprep.store.arrays import WHOLE, Region, VolumeArray, box_of, box_shape
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
 from livprep.store.points import read_points
-from livprep.windows import Window, WindowBank
+from livprep.windows import WindowBank
 
 if TYPE_CHECKING:
     import xarray
@@ -139,7 +139,7 @@ class CaseStore:
     @property
     def windows(self) -> WindowBank:
         """The stored channels in channel order."""
-        return WindowBank(tuple(Window(meta.wl, meta.ww, meta.name) for meta in self.window_metas))
+        return WindowBank(tuple(meta.channel() for meta in self.window_metas))
 
     def read_hu(self, region: Region | None = None, out: npt.NDArray[np.int16] | None = None) -> npt.NDArray[np.int16]:
         """HU `(z, y, x)` int16."""

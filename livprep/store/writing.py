@@ -197,7 +197,8 @@ def _write_channels(folder: Path, content: CaseContent, channels: Sequence[Windo
         shutil.rmtree(folder / layout.WINDOWS / name)
     for meta in channels:
         if meta.name not in there:
-            values = Window(meta.wl, meta.ww, meta.name).apply(image.hu)
+            channel = meta.channel()
+            values, meta = channel.apply(image.hu), WindowMeta.of(channel, meta.order, image.hu)
             target = folder / layout.WINDOWS / meta.name
             _write_channel(target, values, image.geometry, meta, content.meta.source.digest, profile)
     layout.consolidate(folder)
@@ -391,8 +392,9 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
         with layout.locked(store, case_id):
             layout.consolidate(case.path)  # an earlier run may have been killed before this step
         return 0
-    meta = WindowMeta(name=window.name, wl=window.center_hu, ww=window.width_hu, function=FUNCTION, order=order)
-    values = window.apply(case.read_hu())
+    hu = case.read_hu()
+    values, meta = window.apply(hu), WindowMeta.of(window, order, hu)
+    del hu
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
         _write_channel(folder, values, case.geometry, meta, case.meta.source.digest, profile)
@@ -409,13 +411,14 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
 
 def _check_free(case: CaseStore, window: Window) -> None:
     for stored in case.windows:
-        same = (stored.center_hu, stored.width_hu) == (window.center_hu, window.width_hu)
-        if stored.name == window.name and not same:
-            raise UsageError(
-                "STORE_WINDOW_EXISTS",
-                f"{case.case_id}: window {stored.name} is stored with "
-                f"WL {stored.center_hu:g} WW {stored.width_hu:g} HU",
-            )
+        if stored.name == window.name and stored != window:
+            raise UsageError("STORE_WINDOW_EXISTS", f"{case.case_id}: {taken(stored)}")
+
+
+def taken(stored: Window) -> str:
+    """What a name already stands for, for STORE_WINDOW_EXISTS."""
+    how = "" if stored.function == FUNCTION else f", {stored.function} {stored.parameters}"
+    return f"window {stored.name} is stored with WL {stored.center_hu:g} WW {stored.width_hu:g} HU{how}"
 
 
 def remove_window(store: Path, case_id: str, name: str) -> bool:

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from livprep.errors import LivError
+from livprep.errors import LivError, UsageError
 from livprep.fingerprint import fingerprint
 from livprep.geometry import canonical_axes
 from livprep.labels import Label, LabelArray, label_counts
 from livprep.prepare import Preparation
 from livprep.schema import INDEX_POINTS, WindowMeta
 from livprep.store import CaseStore, Findings, Surroundings, index_points, layout, near_points, ome, pack
-from livprep.windows import FUNCTION, Window
+from livprep.windows import FUNCTION
 
 T = TypeVar("T")
 Points = npt.NDArray[Any]
@@ -146,16 +146,21 @@ class _Content:
     def check_window(self, folder: Path, hu: npt.NDArray[np.int16]) -> None:
         """Compare a stored channel with its window of the stored HU."""
         meta = WindowMeta.model_validate(layout.read_attributes(folder))
-        if (meta.name, meta.function) != (folder.name, FUNCTION):
+        try:
+            window = meta.channel()
+        except UsageError:
+            window = None
+        if window is None or meta.name != folder.name:
             self.found.add("STORE_WINDOW", f"{folder.name} calls itself {meta.name}, function {meta.function}")
             return
-        window = Window(meta.wl, meta.ww, meta.name)
+        whole = None if window.is_local else window.apply(hu)
         for part, region in _slabs(hu):
             stored = self.decode(partial(self.case.read_window, meta.name, region))
             if stored is None:
                 return
-            if wrong := np.count_nonzero(stored != window.apply(hu[part])):
-                detail = f"{meta.name}: {wrong} voxels from slice {part.start} are not WL {meta.wl:g} WW {meta.ww:g}"
+            if wrong := np.count_nonzero(stored != (window.apply(hu[part]) if whole is None else whole[part])):
+                what = f"WL {meta.wl:g} WW {meta.ww:g}" if window.function == FUNCTION else window.function
+                detail = f"{meta.name}: {wrong} voxels from slice {part.start} are not {what}"
                 self.found.add("STORE_WINDOW", f"{detail} of the stored HU")
                 return
 

@@ -109,8 +109,8 @@ class Augmenter:
         if self.settings.window.p > 0:
             raise UsageError(
                 "CONFIG_INVALID",
-                "augment.window: channels that were stored cannot be windowed anew; use --set window_source=packed "
-                "or --set augment.window=0",
+                "augment.window: channels that were stored cannot be windowed anew; use --set window_source=packed and "
+                "channels that need no whole scan, or --set augment.window=0",
             )
         out, marks, scratch = self._buffers(len(labels), labels[0].device)
         for k, (channels, label, counter, spacing) in enumerate(zip(image, labels, counters, spacing_mm, strict=True)):

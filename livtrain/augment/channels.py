@@ -30,5 +30,10 @@ def label_bits(packed: Tensor) -> Tensor:
 def apply_windows(values_ZYX: Tensor, windows: Sequence[Window], out_CZYX: Tensor) -> None:
     """Fill `out` (float32, 0...1) from HU + 1024 (float32, whole numbers or not)."""
     for window, channel in zip(windows, out_CZYX, strict=True):
-        torch.sub(values_ZYX, window.low_hu - PACKED_LOW_HU, out=channel)
-        channel.mul_(1 / window.width_hu).clamp_(0, 1)
+        (_, first), *others = window.parts
+        torch.sub(values_ZYX, first.low_hu - PACKED_LOW_HU, out=channel)
+        channel.mul_(1 / first.width_hu).clamp_(0, 1)
+        if others:  # a weighted mean
+            channel.mul_(window.parts[0][0])
+            for share, part in others:
+                channel.add_(((values_ZYX - (part.low_hu - PACKED_LOW_HU)) / part.width_hu).clamp_(0, 1), alpha=share)

@@ -166,8 +166,7 @@ def draw_windows(
     if (rng := _chosen(settings.window, seed, counter, Stream.WINDOW)) is None:
         return None
     level, width = settings.window.level, settings.window.width
-    moved = [(w.center_hu + w.width_hu * rng.uniform(-level, level), w.width_hu * rng.uniform(*width)) for w in windows]
-    return tuple(Window(center_hu, width_hu) for center_hu, width_hu in moved)
+    return tuple(w.moved(rng.uniform(-level, level), rng.uniform(*width)) for w in windows)
 
 
 def draw_intensity(settings: AugmentSettings, flat: bool, channels: int, seed: int, counter: int) -> tuple[Step, ...]:

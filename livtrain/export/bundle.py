@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from livprep.errors import UsageError
 from livprep.provenance import package_version
+from livprep.windows import Window
 from livtrain.export.forms import write_torchscript
 from livtrain.export.model import Compute, TrainedModel
 
@@ -116,6 +118,10 @@ def _inference(model: TrainedModel) -> dict[str, Any]:
 def _preprocessing(model: TrainedModel) -> list[dict[str, Any]]:
     """MONAI's arrays are (x, y, z); the network's (z, y, x): transposed after orientation and spacing."""
     windows = list(model.settings.bank)
+    if unlike := [str(window) for window in windows if type(window) is not Window]:
+        raise UsageError(
+            "USAGE", f"MONAI bundle: channels {unlike} have no counterpart in MONAI; expected linear windows"
+        )
     keys = [f"window_{k}" for k in range(len(windows))]
     steps: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image"},

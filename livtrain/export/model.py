@@ -16,7 +16,7 @@ from livprep.errors import RunError
 from livprep.prepare import Preparation
 from livprep.provenance import package_version
 from livtrain.checkpoint import load_checkpoint
-from livtrain.config import Settings
+from livtrain.config import Settings, WindowSetting
 from livtrain.networks import build_network
 from livtrain.stages import Stage, get_stage
 
@@ -49,9 +49,7 @@ class TrainedModel:
     @property
     def metadata(self) -> dict[str, str]:
         """Settings, preparation and meaning of input and output, as text."""
-        windows = [
-            {"name": window.name, "wl": window.center_hu, "ww": window.width_hu} for window in self.settings.bank
-        ]
+        windows = [WindowSetting.of(window).model_dump(mode="json") for window in self.settings.bank]
         labels = ["background", "liver", "tumor"] if self.stage.out_channels > 1 else [self.stage.name]
         texts = {
             "settings": self.settings.model_dump(mode="json"),

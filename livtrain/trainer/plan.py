@@ -172,15 +172,17 @@ def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) ->
         settings = settings.replace(windows=parse_windows(settings.windows, first.windows))
     else:
         named = False
-    if named or settings.window_source == "stored":
+    if named or settings.window_source == "stored" or not settings.bank.is_local:
         for case_id, case in cases.items():
             stored = tuple(case.windows)
-            if missing := [window.name for window in settings.bank if window not in stored]:
+            needed = [w for w in settings.bank if named or settings.window_source == "stored" or not w.is_local]
+            if missing := [window.name for window in needed if window not in stored]:
                 raise UsageError(
                     "NO_WINDOWS",
                     f"case {case_id} does not store the channels {missing}; run `livprep window` again",
                 )
-    listed = ", ".join(f"{w.name} (WL {w.center_hu:g} WW {w.width_hu:g} HU)" for w in settings.bank)
+    plain = [f"{w.name} (WL {w.center_hu:g} WW {w.width_hu:g} HU)" for w in settings.bank]
+    listed = ", ".join(text if w.is_local else str(w) for text, w in zip(plain, settings.bank, strict=True))
     say(f"windows: {listed}")
     return settings
 
