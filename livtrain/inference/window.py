@@ -158,7 +158,8 @@ class _Row:
         profiles = [gaussian_profile(p, settings.sigma_scale) for p in patch]
         self._weight_ZYX = torch.from_numpy(np.einsum("i,j,k->ijk", *profiles)).to(device)
         self._sums = [
-            summed_profiles(n, starts, profile) for n, starts, profile in zip(shape, self._starts, profiles, strict=True)
+            summed_profiles(n, starts, profile)
+            for n, starts, profile in zip(shape, self._starts, profiles, strict=True)
         ]
         self._batch = PatchBatch(network, device, settings.batch, settings.most)
         self._total: Tensor | None = None
