@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from livprep.cases import Receipt, Rejection
 from livprep.catalog import Catalog, load_catalog
-from livprep.convert import IngestJob, WindowJob
+from livprep.convert import IngestJob, WindowJob, is_disk_full
 from livprep.errors import LivError, SourceError, StoreError, UsageError
 from livprep.journal import Journal
 from livprep.machine import cores, free_memory_bytes, total_memory_bytes
-from livprep.pipeline import Job, run_jobs
+from livprep.pipeline import ClusterName, Crew, Job, run_jobs
 from livprep.plan import RESERVE, Plan, channel_bytes, make_plan, too_large
 from livprep.prepare import Preparation
 from livprep.private_map import check_private_map, write_private_map
 from livprep.schema import ProfileName, WindowMeta
 from livprep.sources import Choice, Discovery, catalog_beside, discover
-from livprep.store import Store, change_preparation, channels_of, create_store, open_store, remove_window, taken
+from livprep.store import (
+    Store,
+    change_preparation,
+    channels_of,
+    create_store,
+    discard_marked,
+    is_remote,
+    journal_root,
+    keep_journal,
+    open_store,
+    remove_window,
+    taken,
+)
 from livprep.windows import Window
+
+CLUSTER_WORKERS = 16
+"""Jobs that `--cluster` asks for unless told."""
+UNUSED_BYTES = 1 << 30
+"""Address space of a worker that its interpreter, libraries and allocators reserve and do not use, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class IngestRequest:
     part: tuple[int, int] = (1, 1)
     workers: int | None = None
     scheduler: str | None = None
+    cluster: ClusterName | None = None
     private_map: Path | None = None
 
 
@@ -81,9 +100,11 @@ def plan_ingest(request: IngestRequest) -> Ingest:
         )
     chosen = _choose(found, request)
     plan = make_plan(chosen.cases, request.preparation, request.profile, catalog)
-    if request.scheduler is None:  # else the workers have memory of their own, and look themselves
+    if request.scheduler is None and request.cluster is None:
         chosen, plan = _leave_out(chosen, plan, total_memory_bytes())
-    workers = request.workers or plan.workers(cores(), free_memory_bytes())
+        workers = request.workers or plan.workers(cores(), free_memory_bytes())
+    else:  # the workers have memory of their own, and look themselves
+        workers = request.workers or max(1, min(CLUSTER_WORKERS, len(plan.needs)))
     return Ingest(request, catalog, beside, chosen, plan, workers)
 
 
@@ -116,22 +137,22 @@ def _leave_out(found: Discovery, plan: Plan, limit_bytes: int) -> tuple[Discover
     return Discovery(kept, tuple(every), found.ignored), Plan(needs, plan.preparation)
 
 
-def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
-    """Ingest and yield a receipt a case; rejected ones first.
+def run_ingest(ingest: Ingest, say: Callable[[str], None] | None = None) -> Iterator[Receipt]:
+    """Ingest and yield a receipt a case; rejected ones first. `say` is told where Dask's dashboard listens.
 
     Raises
     ------
     StoreError
         STORE_PREPARATION or STORE_UNREADABLE.
     LivError
-        DISK_FULL before anything is written where the estimate does not fit.
+        DISK_FULL: before anything is written where the estimate does not fit, or when the disk became full.
     """
     request = ingest.request
     _prepare_store(ingest)
     _check_disk(ingest)
     if request.private_map is not None:
         write_private_map(request.private_map, request.store, ingest.found.cases)
-    journal = Journal(request.store, "ingest")
+    journal = Journal(journal_root(request.store), "ingest")
     journal.add("start", cases=[case.case_id for case in ingest.found.cases], workers=ingest.workers)
     by_id = {case.case_id: case for case in ingest.found.cases}
     jobs = [
@@ -149,17 +170,37 @@ def run_ingest(ingest: Ingest) -> Iterator[Receipt]:
         receipt = Receipt(entry.case_id, "rejected", entry.code, entry.detail)
         journal.add_receipt(receipt, [entry.case_id] if ingest.catalog.lists(entry.case_id) else [])
         yield receipt
-    yield from _journaled(journal, jobs, ingest.workers, request.scheduler)
+    crew = Crew(ingest.workers, request.scheduler, request.cluster, _worker_bytes(ingest), say)
+    try:
+        yield from _journaled(journal, request.store, jobs, crew)
+    except OSError as error:
+        if not is_disk_full(error) or is_remote(request.store):
+            raise
+        free = shutil.disk_usage(request.store).free
+        text = f"became full; what is left to do needs about {_needed_bytes(ingest)} bytes, {free} are free"
+        raise LivError("DISK_FULL", f"{request.store}: {text}") from error
 
 
-def _journaled(
-    journal: Journal, jobs: Sequence[Job[Receipt]], workers: int, scheduler: str | None
-) -> Iterator[Receipt]:
+def _worker_bytes(ingest: Ingest) -> int | None:
+    """Memory that one worker may take: its share of what is free here, in any case what the plan says it needs."""
+    if ingest.request.scheduler is not None:
+        return None  # those workers are another's
+    share = free_memory_bytes() // ingest.workers if ingest.request.cluster is None else 0
+    return max(ingest.plan.peak_bytes, share) + UNUSED_BYTES
+
+
+def _journaled(journal: Journal, store: Path, jobs: Sequence[Job[Receipt]], crew: Crew) -> Iterator[Receipt]:
     known = {job.name for job in jobs}
-    for receipt in run_jobs(jobs, workers, scheduler):
-        journal.add_receipt(receipt, known)
-        yield receipt
+    mark = uuid.uuid4().hex[:12]
+    try:
+        for receipt in run_jobs(jobs, crew=crew, mark=mark):
+            journal.add_receipt(receipt, known)
+            yield receipt
+    finally:
+        discard_marked(store, mark)
+        keep_journal(store, journal.path)
     journal.add("end")
+    keep_journal(store, journal.path)
 
 
 def _prepare_store(ingest: Ingest) -> None:
@@ -180,7 +221,13 @@ def _prepare_store(ingest: Ingest) -> None:
 
 
 def _check_disk(ingest: Ingest) -> None:
-    """Compare what the cases that are not yet there need, with the channels that are made anew, with what is free."""
+    """Compare what is to be done with what is free."""
+    if not is_remote(ingest.request.store):
+        _require_free(ingest.request.store, _needed_bytes(ingest))
+
+
+def _needed_bytes(ingest: Ingest) -> int:
+    """Disk that the cases need which are not yet there, with the channels that are made anew."""
     request, store = ingest.request, open_store(ingest.request.store)
     done = set() if request.replace else set(store)
     needed = 0
@@ -188,10 +235,12 @@ def _check_disk(ingest: Ingest) -> None:
         if need.case_id not in done:
             channels = len(channels_of(request.store, need.case_id))
             needed += need.disk_bytes + channels * need.channel_bytes(request.profile)
-    _require_free(request.store, needed)
+    return needed
 
 
 def _require_free(store: Path, needed: int) -> None:
+    if is_remote(store):
+        return
     free = shutil.disk_usage(store).free
     if RESERVE * needed > free:
         text = f"needs about {needed} bytes, with a reserve {int(RESERVE * needed)}, {free} are free"
@@ -240,7 +289,7 @@ def run_windows(
     # HU, one channel and the encoder's copy of each, beside the worker itself
     fitting = int(free_memory_bytes() * 0.8 // ((500 << 20) + 6 * largest))
     count = workers or max(1, min(cores(), len(jobs), fitting))
-    yield from _journaled(Journal(store.path, "window"), jobs, count, scheduler)
+    yield from _journaled(Journal(journal_root(store.path), "window"), store.path, jobs, Crew(count, scheduler))
 
 
 def _voxels(store: Store, case_id: str) -> int:

@@ -88,7 +88,7 @@ def ingest_case(job: IngestJob) -> Receipt:
     except (SourceError, GeometryError) as error:
         receipt = Receipt(job.name, "rejected", error.code, error.message)
     except MemoryError:
-        receipt = Receipt(job.name, "rejected", "IO", f"{job.name}: does not fit into memory")
+        receipt = Receipt(job.name, "rejected", "CASE_TOO_LARGE", f"{job.name}: does not fit into the worker's memory")
     except (LivError, OSError):
         raise
     except Exception as error:

@@ -149,7 +149,7 @@ CODES: dict[str, CodeInfo] = {
     ),
     "CASE_DUPLICATE": CodeInfo("The same case was found in two places.", "Remove one copy.", _CASE),
     "CASE_TOO_LARGE": CodeInfo(
-        "The case needs more memory than this machine, its container or the device has.",
+        "The case needs more memory than this machine, its container, its worker or the device has.",
         "Choose a coarser --spacing (predict: --device cpu or a smaller patch), or run it on a larger machine.",
         _CASE,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -11,20 +11,35 @@ import psutil
 ROOT = Path("/")
 
 
-def cores() -> int:
+_CORES = ("SLURM_CPUS_PER_TASK", "NCPUS", "LSB_DJOB_NUMPROC")
+"""Variables in which SLURM, PBS and LSF say how many processors a job asked for; not all of them bind it to these."""
+
+
+def cores(environment: Mapping[str, str] = os.environ) -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    asked = [int(environment[name]) for name in _CORES if environment.get(name, "").isdigit()]
+    return max(1, min([len(os.sched_getaffinity(0)), *asked]))
 
 
-def total_memory_bytes(root: Path = ROOT) -> int:
-    """Memory that this process could ever get: the machine's, or the lowest limit of its control groups."""
-    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits(root))])
+def total_memory_bytes(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> int:
+    """Memory that this process could ever get: the machine's, or the lowest limit of control groups and batch job."""
+    limits = [*_limits(root), *_batch_limit(environment)]
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in limits)])
 
 
-def free_memory_bytes(root: Path = ROOT) -> int:
-    """Memory that is free now, below the limits of the control groups too."""
-    free = [int(psutil.virtual_memory().available), *(limit - used for limit, used in _limits(root))]
+def free_memory_bytes(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> int:
+    """Memory that is free now, below the limits of control groups and batch job too."""
+    limits = [*_limits(root), *_batch_limit(environment)]
+    free = [int(psutil.virtual_memory().available), *(limit - used for limit, used in limits)]
     return max(0, min(free))
+
+
+def _batch_limit(environment: Mapping[str, str]) -> Iterator[tuple[int, int]]:
+    """What a SLURM job asked for and what this process has of it, in bytes (sbatch(1): both variables are in MiB)."""
+    for name, count in (("SLURM_MEM_PER_NODE", "1"), ("SLURM_MEM_PER_CPU", environment.get("SLURM_CPUS_ON_NODE", ""))):
+        each = environment.get(name, "")
+        if each.isdigit() and count.isdigit() and int(each):  # 0 is all of the node's memory
+            yield int(each) * int(count) << 20, int(psutil.Process().memory_info().rss)
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:

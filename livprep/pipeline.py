@@ -5,14 +5,26 @@ One task is one case, single-threaded inside; tasks carry paths and settings, ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+import os
+import resource
+import shutil
+import signal
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 from livprep.cases import Receipt
 from livprep.machine import cores, free_memory_bytes
+from livprep.store import marked
 
 LOOPBACK = "127.0.0.1"
+ClusterName = Literal["slurm"]
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -30,17 +42,53 @@ class Job(Protocol[R_co]):
         ...
 
 
-def run_jobs(jobs: Sequence[Job[R]], workers: int, scheduler: str | None = None) -> Iterator[R | Receipt]:
+@dataclass(frozen=True)
+class Crew:
+    """Who does the jobs.
+
+    Parameters
+    ----------
+    workers
+        Worker processes on this machine, or jobs of the cluster; 1 on this machine runs in this process.
+    scheduler
+        Address of a running Dask scheduler to use instead; for `tls://` with the credentials of Dask's settings
+        (`distributed.comm.tls`, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE and its like).
+    cluster
+        Start the workers through this batch system; its account, queue and the like come from Dask's own settings
+        (`jobqueue.slurm`).
+    worker_bytes
+        Memory that one worker may take; None for no limit. What goes beyond it is a MemoryError of that case alone.
+    say
+        Is told where the dashboard listens.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+    cluster: ClusterName | None = None
+    worker_bytes: int | None = None
+    say: Callable[[str], None] | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the workers are processes of this machine."""
+        return self.scheduler is None and self.cluster is None
+
+
+def run_jobs(
+    jobs: Sequence[Job[R]], workers: int = 1, scheduler: str | None = None, *, crew: Crew | None = None, mark: str = ""
+) -> Iterator[R | Receipt]:
     """Yield what each job returns as it ends; a receipt for a job whose worker died.
 
     Parameters
     ----------
     jobs
         In the order in which they should start.
-    workers
-        Worker processes on this machine; 1 runs in this process.
-    scheduler
-        Address of a running Dask scheduler to use instead.
+    workers, scheduler
+        Of a plain crew.
+    crew
+        Instead of these.
+    mark
+        Is in the names of what the jobs stage, so that the caller can remove what dead workers left.
 
     Raises
     ------
@@ -48,64 +96,116 @@ def run_jobs(jobs: Sequence[Job[R]], workers: int, scheduler: str | None = None)
         A job's fault that is not the case's own: store or disk. Running jobs are dropped; nothing half written
         is visible.
     """
-    if scheduler is None and (workers <= 1 or len(jobs) <= 1):
+    crew = crew or Crew(workers, scheduler)
+    if crew.is_here and (crew.workers <= 1 or len(jobs) <= 1):
         for job in jobs:
-            yield job.run()
+            with marked(mark):
+                result = job.run()
+            yield result
         return
-    yield from _run_dask(jobs, workers, scheduler)
+    yield from _run_dask(jobs, crew, mark)
 
 
-def _run_dask(jobs: Sequence[Job[R]], workers: int, scheduler: str | None) -> Iterator[R | Receipt]:
+def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Receipt]:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    settings = {
-        # A task whose worker dies comes back at once and is tried again alone; see _run_on.
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.admin.large-graph-warning-threshold": "1GB",
-    }
-    with dask.config.set(settings):
-        if scheduler is None:
-            cluster = LocalCluster(
-                n_workers=min(workers, len(jobs)),
-                threads_per_worker=1,
-                processes=True,
-                host=LOOPBACK,
-                dashboard_address=f"{LOOPBACK}:0",  # without an address it takes port 8787, and warns if that is taken
-                worker_dashboard_address=None,
-                memory_limit=0,  # workers are counted to fit; a limit would kill the case instead
-                silence_logs=logging.CRITICAL,
-            )
-            client = Client(cluster)
-        else:
-            cluster, client = None, Client(scheduler)
+    with dask.config.set(_SETTINGS):
+        cluster = None if crew.scheduler is not None else _start(crew, min(crew.workers, len(jobs)))
+        client = Client(crew.scheduler) if cluster is None else Client(cluster)
+        if crew.say is not None and client.dashboard_link:
+            crew.say(f"dashboard: {client.dashboard_link}")
         try:
-            yield from _run_on(client, jobs)
+            yield from _run_on(client, jobs, partial(_run, mark=mark, limit_bytes=crew.worker_bytes))
+        except BaseException:
+            if cluster is not None and crew.cluster is None:
+                _kill_workers(cluster)  # they would first finish the cases that they have
+            raise
         finally:
             client.close()
             if cluster is not None:
                 cluster.close()
 
 
-def _run_on(client: Any, jobs: Sequence[Job[R]]) -> Iterator[R | Receipt]:
+_SETTINGS = {
+    # A task whose worker dies comes back at once and is tried again alone; see _run_on.
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    # One task a worker and no more: a task that waits behind another would be lost with it.
+    "distributed.scheduler.worker-saturation": 1.0,
+}
+
+
+def _start(crew: Crew, count: int) -> Any:
+    """A cluster of this run alone."""
+    if crew.cluster == "slurm":
+        return _start_slurm(crew, count)
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=count,
+        threads_per_worker=1,
+        processes=True,
+        host=LOOPBACK,
+        dashboard_address=f"{LOOPBACK}:0",  # without an address it takes port 8787, and warns if that is taken
+        worker_dashboard_address=None,
+        memory_limit=0,  # no spilling and no killing by Dask: workers are counted to fit, and limited below
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def _start_slurm(crew: Crew, count: int) -> Any:
+    """Workers as SLURM jobs; everything they say goes through TLS with credentials of this run alone."""
+    from dask_jobqueue import SLURMCluster
+    from distributed.security import Security
+
+    shared = Path.cwd() / f".livprep-tls-{uuid.uuid4().hex[:8]}"
+    shared.mkdir(mode=0o700)
+    needed: dict[str, Any] = {} if crew.worker_bytes is None else {"memory": f"{-(-crew.worker_bytes >> 20)}MiB"}
+    cluster = SLURMCluster(
+        cores=1,
+        processes=1,
+        protocol="tls://",
+        security=Security.temporary(),
+        shared_temp_directory=str(shared),
+        scheduler_options={"dashboard_address": f"{LOOPBACK}:0"},
+        **needed,
+    )
+    weakref.finalize(cluster, shutil.rmtree, shared, ignore_errors=True)
+    cluster.scale(jobs=count)
+    return cluster
+
+
+def _kill_workers(cluster: Any) -> None:
+    """End the worker processes of a local cluster now."""
+    for nanny in cluster.workers.values():
+        nanny.auto_restart = False
+        with contextlib.suppress(ProcessLookupError):
+            if nanny.pid:
+                os.kill(nanny.pid, signal.SIGKILL)
+
+
+def _run_on(client: Any, jobs: Sequence[Job[R]], run: Callable[[Job[R]], R]) -> Iterator[R | Receipt]:
     """Run all jobs, then those alone whose worker died: it may have died of another case that it had to do."""
     suspects = []
-    for job, receipt in _submit(client, jobs, "first"):
+    for job, receipt in _submit(client, jobs, run, "first"):
         if receipt is None:
             suspects.append(job)
         else:
             yield receipt
     for suspect in suspects:
-        for job, receipt in _submit(client, [suspect], "alone"):
+        for job, receipt in _submit(client, [suspect], run, "alone"):
             yield receipt or Receipt(job.name, "rejected", "WORKER_LOST", f"{job.name}: its worker process died twice")
 
 
-def _submit(client: Any, jobs: Sequence[Job[R]], attempt: str) -> Iterator[tuple[Job[R], R | None]]:
+def _submit(
+    client: Any, jobs: Sequence[Job[R]], run: Callable[[Job[R]], R], attempt: str
+) -> Iterator[tuple[Job[R], R | None]]:
     """Yield each job with its receipt as it ends, or None where the worker died; other errors are raised."""
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    futures = {client.submit(_run, job, pure=False, key=f"{job.name}-{attempt}-{k}"): job for k, job in enumerate(jobs)}
+    futures = {client.submit(run, job, pure=False, key=f"{job.name}-{attempt}-{k}"): job for k, job in enumerate(jobs)}
     for future, result in as_completed(futures, with_results=True, raise_errors=False):
         if future.status == "finished":
             yield futures[future], result
@@ -116,8 +216,13 @@ def _submit(client: Any, jobs: Sequence[Job[R]], attempt: str) -> Iterator[tuple
         yield futures[future], None
 
 
-def _run(job: Job[R]) -> R:
-    return job.run()
+def _run(job: Job[R], mark: str, limit_bytes: int | None) -> R:
+    """Do one job in a worker process."""
+    if limit_bytes is not None:
+        # Private writable memory (getrlimit(2)): the case that asks for more fails, not the machine.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    with marked(mark):
+        return job.run()
 
 
-__all__ = ["Job", "cores", "free_memory_bytes", "run_jobs"]
+__all__ = ["ClusterName", "Crew", "Job", "cores", "free_memory_bytes", "run_jobs"]

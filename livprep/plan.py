@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from livprep.cases import Case
 from livprep.catalog import Catalog
@@ -65,9 +66,10 @@ class Plan:
         return sum(need.disk_bytes for need in self.needs)
 
     def workers(self, cores: int, free_bytes: int) -> int:
-        """Worker processes that fit into `free_bytes` of memory, at least one."""
-        by_memory = int(free_bytes * 0.8 // self.peak_bytes) if self.peak_bytes else cores
-        return max(1, min(cores, len(self.needs), by_memory))
+        """Worker processes that fit into `free_bytes` of memory with any cases at once, at least one."""
+        largest = sorted((need.peak_bytes for need in self.needs), reverse=True)
+        fitting = sum(total <= free_bytes * 0.8 for total in accumulate(largest))
+        return max(1, min(cores, fitting))
 
 
 def make_plan(

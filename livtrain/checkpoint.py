@@ -11,6 +11,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,7 +47,7 @@ class Checkpoint:
     preparation
         `Preparation.as_dict()` of the store; prediction must prepare its scans the same way.
     step
-        Optimizer steps done. The next patch has the counter `step * settings.batch`.
+        Optimizer steps done. The next patch has the counter `step * settings.batch * settings.accumulate * world`.
     optimizer_state
         `state_dict` of the optimizer. The learning rate is a function of the step and of `schedule_state`.
     schedule_state
@@ -56,7 +57,9 @@ class Checkpoint:
     ema_state
         Averaged weights by name; empty where none are kept.
     rng
-        Generator states: `cpu`, and `cuda` where it was used.
+        Generator states: `cpu`, and `cuda` where it was used; those of rank 1 as `cpu.1`, and so on.
+    world
+        Processes of the run.
     progress
         Numbers of the run so far: seconds, waiting, best validation.
     cases
@@ -77,6 +80,7 @@ class Checkpoint:
     schedule_state: dict[str, Any] = field(default_factory=dict)
     scaler_state: dict[str, Any] = field(default_factory=dict)
     ema_state: dict[str, Tensor] = field(default_factory=dict)
+    world: int = 1
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -107,11 +111,20 @@ class Checkpoint:
                 "schedule_state": self.schedule_state,
                 "scaler_state": self.scaler_state,
                 "ema_state": self.ema_state,
+                "world": self.world,
             },
             buffer,
         )
         body = buffer.getbuffer()
         _publish(path, [body, _MAGIC + hashlib.sha256(body).digest()])
+
+
+def run_folders(path: Path) -> tuple[Path, ...]:
+    """The runs that a path stands for: itself, or its folds (`fold-0`, ...) where it holds those and no checkpoint."""
+    folds = {int(found[1]): each for each in path.glob("fold-*") if (found := re.fullmatch(r"fold-(\d+)", each.name))}
+    if not folds or any((path / name).exists() for name in (BEST, LAST)):
+        return (path,)
+    return tuple(folds[number] for number in sorted(folds))
 
 
 def load_checkpoint(path: Path | str, prefer: Literal["best", "last"] = "best") -> Checkpoint:
@@ -193,6 +206,7 @@ def _parse(path: Path, content: Any) -> Checkpoint:
         schedule_state=content.get("schedule_state", {}),
         scaler_state=content.get("scaler_state", {}),
         ema_state=content.get("ema_state", {}),
+        world=content.get("world", 1),
     )
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Shape = tuple[int, int, int]
+LEARNED = "learned:"
+FROM_HU = ("hu:", LEARNED)
+"""What `--windows` starts with where channels are made of HU, and need not be stored."""
 
 
 class _Frozen(BaseModel):
@@ -112,7 +115,15 @@ class Settings(_Frozen):
 
     `loader_tier` says where voxels lie between two patches (`device`, decoded in `ram` up to `ram_budget_gb`, or on
     `disk`; `auto` chooses from sizes); the patches are the same. `patches_per_read` > 1 makes that many patches in a
-    row neighbors, which spares decoding and makes batches less varied.
+    row neighbors, which spares decoding and makes batches less varied. `loader_threads` 0 reads in the loop itself.
+
+    `learn_windows` (`--windows learned:40/220`) makes center and width parameters that start there; `window_softness`
+    mixes in a sigmoid, which has a gradient outside of the window too.
+
+    Held-out cases are scored every `validate_every` steps, as long as that takes no more than `validation_share` of
+    the run's time (null: always; then the scores of a run repeat exactly). The best weights are those with the
+    highest running mean of the validation Dice, of which each validation keeps `dice_ema`; after `early_stop`
+    validations without a better one the run ends. `amp` `fp64` computes in double precision, for proofs.
     """
 
     stage: Literal["liver", "tumor", "multiclass"] = "liver"
@@ -127,6 +138,8 @@ class Settings(_Frozen):
     class_weights: tuple[float, ...] | None = None
     windows: str | tuple[WindowSetting, ...] = "stored"
     window_source: Literal["packed", "stored"] = "packed"
+    learn_windows: bool = False
+    window_softness: float = Field(default=0.0, ge=0, le=1)
     split: str = "default"
     patch_zyx: Shape = (48, 256, 256)
     batch: int = Field(default=2, ge=1)
@@ -150,17 +163,20 @@ class Settings(_Frozen):
     seed: int = Field(default=0, ge=0)
     deterministic: bool = False
     device: str = "auto"
-    amp: Literal["none", "bf16", "fp16"] = "none"
+    amp: Literal["none", "bf16", "fp16", "fp64"] = "none"
     channels_last: bool | None = None
     compile: bool = False
     activation_checkpointing: bool = False
-    loader_threads: int = Field(default=2, ge=1)
+    loader_threads: int = Field(default=2, ge=0)
     loader_tier: Literal["auto", "device", "ram", "disk"] = "auto"
     ram_budget_gb: float | None = Field(default=None, gt=0)
     patches_per_read: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=1)
     validate_every: int = Field(default=1000, ge=0)
+    validation_share: float | None = Field(default=None, gt=0, le=1)
     validation_cases: int | None = Field(default=None, ge=1)
+    dice_ema: float = Field(default=0.9, ge=0, lt=1)
+    early_stop: int | None = Field(default=None, ge=1)
     train_dice_cases: int = Field(default=2, ge=0)
     overlap: float = Field(default=0.5, ge=0, lt=1)
     log_every: int = Field(default=10, ge=1)
@@ -191,8 +207,8 @@ class Settings(_Frozen):
     def _ends(self) -> Settings:
         if self.steps is None and self.time_s is None:
             raise ValueError("steps and time_s are both open; expected a limit for the run")
-        if self.schedule == "plateau" and not self.validate_every:
-            raise ValueError("schedule plateau watches validations; expected validate_every above 0")
+        if (self.schedule == "plateau" or self.early_stop) and not self.validate_every:
+            raise ValueError("schedule plateau and early_stop watch validations; expected validate_every above 0")
         return self
 
     @property
@@ -261,15 +277,15 @@ def load_settings(path: Path) -> Settings:
 
 
 def parse_windows(text: str, stored: WindowBank) -> tuple[WindowSetting, ...]:
-    """Turn `--windows` into channels: `stored`, names of stored channels, or `hu:LEVEL/WIDTH,...` in HU.
+    """Turn `--windows` into channels: `stored`, names of stored channels, or `hu:` (`learned:`) LEVEL/WIDTH,... in HU.
 
     Raises
     ------
     UsageError
         NO_WINDOWS: nothing is stored. CONFIG_INVALID: a name is not stored or the text does not parse.
     """
-    if text.startswith("hu:"):
-        pairs = [re.fullmatch(r"\s*(-?[\d.]+)/([\d.]+)\s*", part) for part in text[3:].split(",")]
+    if text.startswith(FROM_HU):
+        pairs = [re.fullmatch(r"\s*(-?[\d.]+)/([\d.]+)\s*", part) for part in text.partition(":")[2].split(",")]
         if not all(pairs):
             raise UsageError(
                 "CONFIG_INVALID", f"windows {text!r}: expected hu:LEVEL/WIDTH,... in HU, as hu:40/220,60/140"

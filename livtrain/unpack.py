@@ -81,6 +81,15 @@ def channel_table(bank: WindowBank) -> Table:
     return table
 
 
+@lru_cache(maxsize=64)
+def linear_table(bank: WindowBank) -> Table:
+    """The channels' values without clipping or rounding, 0...1 within the window: `(channel, 4096)` float32."""
+    hu = _hu().astype(np.float64)
+    table: Table = np.stack([(hu - window.low_hu) / window.width_hu for window in bank]).astype(np.float32)
+    table.flags.writeable = False
+    return table
+
+
 def unpack(packed_BZYX: Tensor, bank: WindowBank) -> tuple[Tensor, Tensor]:
     """Channels and labels of packed patches, on their device.
 

@@ -20,11 +20,15 @@ from livprep.errors import CODES, LivError, trace
 SHOW_TEXT = "LIVPREP_DEBUG"
 """Environment variable: also print the text of an error that is a defect, and of its causes."""
 
+_STOPPING: dict[int, int] = {signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIGUSR2: 75}
+"""Signals that end a command, with its exit code; after 75 it is to be run again. INT is Python's own."""
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "monai", "matplotlib", "tensorboard"), "train"),
     "jinja2": "report",
     "cv2": "clahe",
+    "dask_jobqueue": "cluster",
+    "obstore": "objects",
     **dict.fromkeys(("highdicom", "onnx", "onnxruntime", "onnxscript", "safetensors"), "export"),
 }
 """What may not be installed -> the extra that brings it."""
@@ -63,7 +67,8 @@ class LazyGroup(click.Group):
 
 def run(group: click.Group, program: str) -> None:
     """Run a command line and exit with the code that commands.md gives."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     # A stopped run abandons what zarr's own thread is writing; what asyncio says about that is noise.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
@@ -72,9 +77,9 @@ def run(group: click.Group, program: str) -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except _Stopped as stop:
-        _leave(stop.signum)
+        _leave(program, stop.signum)
     except (click.Abort, KeyboardInterrupt):
-        _leave(signal.SIGINT)
+        _leave(program, signal.SIGINT)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -125,11 +130,18 @@ class _Stopped(SystemExit):
 
 
 def _stop(signum: int, frame: object) -> None:
+    for number in _STOPPING:
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # the same again, as from a whole process group, must not stop the tidying
     raise _Stopped(signum)
 
 
-def _leave(signum: int) -> NoReturn:
+def _leave(program: str, signum: int) -> NoReturn:
     """End at once: everything is cleaned up, and the finalizers of zarr's and Dask's threads would print tracebacks."""
+    code = _STOPPING.get(signum, 128 + signum)
+    if code == CODES["INTERRUPTED"].exit_code:
+        _say(program, "INTERRUPTED", f"stopped by {signal.Signals(signum).name}", CODES["INTERRUPTED"].remedy)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(128 + signum)
+    os._exit(code)

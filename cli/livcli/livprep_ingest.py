@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ class Spacing(click.ParamType[Any]):
         return triple
 
 
+ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX", "SGE_TASK_ID")
+"""Variables in which SLURM, PBS Professional, Torque, LSF and Grid Engine tell a task its number."""
+
+
 class Part(click.ParamType[Any]):
-    """`I/N`, I from 1."""
+    """`I/N`, I from 1; `auto/N` takes I from the batch system's array."""
 
     name = "I/N"
 
@@ -39,6 +44,10 @@ class Part(click.ParamType[Any]):
         if isinstance(value, tuple):
             return value
         index, _, count = str(value).partition("/")
+        if index == "auto":
+            index = next((os.environ[name] for name in ARRAY_INDICES if name in os.environ), "")
+            if not index:
+                self.fail(f"{value!r}: this is no task of a job array ({', '.join(ARRAY_INDICES)})", param, ctx)
         if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
             self.fail(f"{value!r} is no part I/N with 1 <= I <= N", param, ctx)
         return int(index), int(count)
@@ -89,8 +98,20 @@ class Part(click.ParamType[Any]):
     type=click.IntRange(min=1),
     help="Worker processes; by default as many as fit cores and memory.",
 )
-@click.option("--scheduler", help="Address of a running Dask scheduler.")
-@click.option("--part", type=Part(), default="1/1", show_default=True, help="The I-th of every N cases by sorted id.")
+@click.option("--scheduler", help="Address of a running Dask scheduler; for tls:// with Dask's own credentials.")
+@click.option(
+    "--cluster",
+    type=click.Choice(["slurm"]),
+    help="Start the workers as jobs of this batch system (its queue and account: Dask's jobqueue settings).",
+)
+@click.option("--dashboard", is_flag=True, help="Say where Dask's dashboard listens, on this machine alone.")
+@click.option(
+    "--part",
+    type=Part(),
+    default="1/1",
+    show_default=True,
+    help="The I-th of every N cases by sorted id; auto/N in a job array.",
+)
 @click.option("--dry-run", is_flag=True, help="Only print the plan with its memory and disk estimate.")
 @click.option(
     "--on-reject",
@@ -107,6 +128,7 @@ def ingest(
     interpolation: Any,
     dry_run: bool,
     on_reject: str,
+    dashboard: bool,
     as_json: bool,
     quiet: bool,
     **choices: Any,
@@ -129,7 +151,7 @@ def ingest(
         _print_plan(planned, as_json)
         return 3 if planned.found.rejected else 0
     say(quiet, f"{planned.total} cases found, {planned.workers} worker(s), store {store}")
-    receipts = run_ingest(planned)
+    receipts = run_ingest(planned, (lambda line: click.echo(line, err=True)) if dashboard else None)
     if on_reject == "stop":
         receipts = _until_rejected(receipts)
     return report(receipts, planned.total, "ingest", as_json=as_json, quiet=quiet)

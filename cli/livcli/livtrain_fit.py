@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import click
 from livcli.options import output_options, say, store_option
 
 if TYPE_CHECKING:
-    from livtrain.trainer import StepReport
+    from livtrain.trainer import StepReport, Summary
 
 _LINE_EVERY_S = 10.0
 
@@ -47,10 +48,14 @@ _LINE_EVERY_S = 10.0
 @click.option("--loss", help="Name of a loss; a wrong one lists them.  [default: by preset]")
 @click.option(
     "--windows",
-    metavar="a,b|hu:40/220,60/140",
-    help="Input channels: stored ones by name, or levels and widths in HU.  [default: every stored channel]",
+    metavar="a,b|hu:40/220,60/140|learned:40/220",
+    help="Input channels: stored ones by name, levels and widths in HU, or learned from there on.  "
+    "[default: every stored channel]",
 )
 @click.option("--split", help="Name of a recorded split.  [default: default, made where there is none]")
+@click.option(
+    "--fold", metavar="K|all", help="Train fold K, or all, of the split (livprep split --folds) into RUN/fold-K."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, patches and augmentation.  [default: 0]")
 @click.option("--deterministic", is_flag=True, default=None, help="Ask for deterministic algorithms on a GPU too.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.  [default: by preset]")
@@ -65,6 +70,7 @@ def fit(
     assignments: tuple[str, ...],
     preset: str | None,
     duration: str | None,
+    fold: str | None,
     resume: bool,
     as_json: bool,
     quiet: bool,
@@ -75,6 +81,9 @@ def fit(
     The defaults suit the store and the device, and each is said on stderr. The run folder holds config.yaml,
     metrics.jsonl, metrics.csv, TensorBoard events, loss.png, dice.png, last.pt, best.pt, previews and
     summary.json. USR1, USR2, TERM and INT save the step and end the run; --resume continues it.
+
+    On several GPUs: torchrun --nproc-per-node 2 --no-python livtrain fit ... Each process takes --set batch patches of
+    a step; gradients are averaged, the learning rate is not scaled, and the first process writes and speaks.
     """
     from livprep.store import open_store
     from livtrain import trainer
@@ -82,16 +91,23 @@ def fit(
 
     opened = open_store(store)
     options["time_s"] = parse_duration_s(duration) if duration else None
-    settings, folder = trainer.settings_for_run(run_dir, resume, preset, config, assignments, options)
-    with _progress(quiet) as on_step:
-        summary = trainer.fit(
-            opened, settings, folder, resume=resume, say=lambda line: say(quiet, line), on_step=on_step
-        )
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
-        return
+    settings, folder = trainer.settings_for_run(run_dir, resume, preset, config, assignments, options, fold)
+    silent = quiet or os.environ.get("RANK", "0") != "0"  # of the processes of torchrun, the first speaks
+    with _progress(silent) as on_step:
+        told: Any = {"resume": resume, "say": lambda line: say(silent, line), "on_step": on_step}
+        if fold is None:
+            summaries = [trainer.fit(opened, settings, folder, **told)]
+        else:
+            numbers = trainer.fold_numbers(opened, settings.split, fold)
+            summaries = trainer.fit_folds(opened, settings, folder, numbers, **told)
+    for summary in summaries if os.environ.get("RANK", "0") == "0" else []:
+        click.echo(json.dumps(asdict(summary)) if as_json else _line(summary))
+
+
+def _line(summary: Summary) -> str:
+    """One line for a person."""
     dice = "none" if summary.best_val_dice is None else f"{summary.best_val_dice:.4f} at step {summary.best_step}"
-    click.echo(f"{summary.run}: {summary.steps} steps in {summary.seconds:.0f} s, best validation Dice {dice}")
+    return f"{summary.run}: {summary.steps} steps in {summary.seconds:.0f} s, best validation Dice {dice}"
 
 
 @contextmanager
@@ -125,7 +141,8 @@ def _plain_lines(quiet: bool) -> Callable[[StepReport], None]:
 def _note(report: StepReport) -> str:
     of = f" of {report.steps}" if report.steps else ""
     minutes, seconds = divmod(round(report.seconds_left), 60)
+    dice = "" if report.val_dice is None else f"validation Dice {report.val_dice:.3f}, "
     return (
-        f"step {report.step}{of}, loss {report.loss:.4f}, {report.patches_per_s:.1f} patches/s, "
-        f"{minutes}:{seconds:02d} left"
+        f"step {report.step}{of}, loss {report.loss:.4f}, {dice}{report.patches_per_s:.1f} patches/s, "
+        f"waiting {report.wait_fraction:.0%}, {report.memory_bytes / 1e9:.1f} GB, {minutes}:{seconds:02d} left"
     )

@@ -9,10 +9,12 @@ from livprep.provenance import package_version
 
 COMMANDS = {
     "fit": ("livcli.livtrain_fit:fit", "Train one stage on patches streamed from the store."),
+    "sweep": ("livcli.livtrain_sweep:sweep", "Search the window: a short training for each level and width."),
     "predict": ("livcli.livtrain_predict:predict", "Segment stored cases or raw scans."),
     "bench": ("livcli.livtrain_bench:bench", "Measure throughput on this machine and store."),
     "evaluate": ("livcli.livtrain_evaluate:evaluate", "Score predictions as the LiTS challenge does."),
     "tune": ("livcli.livtrain_tune:tune", "Choose post-processing on the validation cases."),
+    "report": ("livcli.livtrain_report:report", "Write a run on one page: curves, worst cases, pictures."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
 }
 
@@ -34,3 +36,7 @@ def livtrain() -> None:
 def main() -> None:
     """Entry point of the console script."""
     run(livtrain, "livtrain")
+
+
+if __name__ == "__main__":  # torchrun -m livcli.livtrain_main
+    main()

@@ -31,7 +31,7 @@ from livcli.options import output_options, say, store_option
     multiple=True,
     default=["runs/liver"],
     show_default=True,
-    help="Run of stage liver or multiclass; repeat it to average several.",
+    help="Run of stage liver or multiclass; repeat it to average several. A folder of folds is all of them.",
 )
 @click.option(
     "--tumor", type=click.Path(path_type=Path), multiple=True, help="Run of stage tumor; repeat it to average several."
@@ -111,11 +111,13 @@ def predict(
     """
     from livprep.catalog import load_catalog
     from livprep.sources import catalog_beside
+    from livtrain.checkpoint import run_folders
     from livtrain.inference import PredictOptions, Predictor, find_scans, load_stage, predict_folder
     from livtrain.trainer.plan import choose_device
 
     facts = load_catalog(catalog or catalog_beside([Path(source) for source in sources]))
     chosen = choose_device(device)
+    liver, tumor = (tuple(run for path in paths for run in run_folders(path)) for paths in (liver, tumor))
     predictor = Predictor(
         [load_stage(run, ("liver", "multiclass")) for run in liver],
         [load_stage(run, ("tumor",)) for run in tumor],

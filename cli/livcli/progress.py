@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 
 from livprep.cases import Receipt
+
+T = TypeVar("T")
 
 
 def report(receipts: Iterable[Receipt], total: int, what: str, *, as_json: bool, quiet: bool) -> int:
@@ -51,6 +54,22 @@ def report(receipts: Iterable[Receipt], total: int, what: str, *, as_json: bool,
     if not quiet:
         click.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())), err=True)
     return 3 if counts["rejected"] else 0
+
+
+def counted(items: Iterable[T], total: int, what: str, *, quiet: bool) -> Iterator[T]:
+    """Pass items on, with a progress bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        yield from bar.track(items, total=total, description=what)
 
 
 def _line(receipt: Receipt) -> str:

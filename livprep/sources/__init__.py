@@ -170,7 +170,7 @@ def read_case(case: Case, catalog: Catalog) -> SourceCase:
             return own.read(case, catalog, reader)
         return anyscan.read(case, reader)
     except MemoryError as error:
-        raise SourceError("IO", f"{case.case_id}: does not fit into memory") from error
+        raise SourceError("CASE_TOO_LARGE", f"{case.case_id}: does not fit into the worker's memory") from error
     finally:
         close_archives()
 

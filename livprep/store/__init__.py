@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from livprep.store.bucket import is_remote, journal_root, keep_journal
 from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
-from livprep.store.layout import staging_entries
+from livprep.store.layout import discard_marked, marked, staging_entries
 from livprep.store.migrating import migrate_store, version_of
 from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, is_store, open_store
@@ -39,8 +40,13 @@ __all__ = [
     "check_case",
     "check_root",
     "create_store",
+    "discard_marked",
     "index_points",
+    "is_remote",
     "is_store",
+    "journal_root",
+    "keep_journal",
+    "marked",
     "migrate_store",
     "near_points",
     "open_store",

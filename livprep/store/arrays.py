@@ -28,7 +28,9 @@ class VolumeArray:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._direct: DirectArray | None = open_direct(folder)
-        self._plain: zarr.Array[Any] | None = None if self._direct else zarr.open_array(folder, mode="r")
+        self._plain: zarr.Array[Any] | None = None
+        if self._direct is None:
+            self._zarr()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class CaseStore:
         self._cache: ChunkCache | None = None
         self._opened: dict[str, VolumeArray] = {}
 
-    def __reduce__(self) -> tuple[type[CaseStore], tuple[Path, str, Check]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.store, self.case_id, self.check))
 
     def __repr__(self) -> str:
@@ -249,8 +249,15 @@ class CaseStore:
         component = "/".join(name.split("/")[:depth])
         for file, facts in self._manifest(component)["files"].items():
             path = self.path / component / file
-            if path.is_relative_to(self.path / name) and not (path.is_file() and path.stat().st_size == facts["size"]):
+            if path.is_relative_to(self.path / name) and self._size_of(path) != facts["size"]:
                 raise StoreError("STORE_CORRUPT", f"{self.case_id}: {component}/{file} is missing or of another size")
+
+    def _size_of(self, path: Path) -> int | None:
+        """Bytes of a file; None where there is none."""
+        return path.stat().st_size if path.is_file() else None
+
+    def _open_volume(self, folder: Path) -> VolumeArray:
+        return VolumeArray(folder)
 
     def _volume(self, name: str, dtype: type[np.generic]) -> VolumeArray:
         """A volume of the case, opened once."""
@@ -259,7 +266,7 @@ class CaseStore:
         if volume is None:
             self._check_files(name)
             try:
-                volume = VolumeArray(self.path / name)
+                volume = self._open_volume(self.path / name)
             except (OSError, ValueError) as error:
                 raise StoreError("STORE_CORRUPT", f"{self.case_id}: {name} cannot be decoded ({error})") from error
             except Exception as error:  # zarr raises almost anything on damaged metadata

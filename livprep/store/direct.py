@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import json
 import math
 import mmap
 import sys
@@ -31,7 +30,7 @@ import numpy.typing as npt
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.mapping import MappedFile
 from livprep.store.native import Native, native
-from livprep.store.shard_format import ShardFormat, shard_format
+from livprep.store.shard_format import ShardFormat, read_shard_format
 
 Check = Literal["always", "first", "never"]
 """When the crc32c of a chunk is computed: at each reading, when it is first read here, never."""
@@ -68,10 +67,7 @@ def open_direct(folder: Path) -> DirectArray | None:
     OSError, ValueError
         The shard is damaged: what and where is in the text.
     """
-    try:
-        found = shard_format(json.loads((folder / "zarr.json").read_bytes()))
-    except (OSError, ValueError, RecursionError):
-        return None
+    found = read_shard_format(folder)
     if found is None or sys.byteorder != "little":
         return None
     functions, kernels = native(), compiled()
@@ -205,6 +201,11 @@ class DirectArray:
             for (first, end), length in zip(box, self.form.chunk_zyx, strict=True)
         )
         return [(k, j, i) for k in z for j in y for i in x]
+
+    def chunk_ranges(self, box: Box) -> dict[int, tuple[int, int]]:
+        """Chunk -> offset and bytes in the shard, of the chunks that a box touches and that hold anything."""
+        places = [int(np.ravel_multi_index(place, self.form.grid_zyx)) for place in self._touched(box)]
+        return {k: (int(self._ranges[k, 0]), int(self._ranges[k, 1])) for k in places if self._ranges[k, 0] >= 0}
 
     def will_need(self, box: Box) -> None:
         """Ask the system to read the chunks of a box from disk ahead of their use."""

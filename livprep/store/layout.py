@@ -14,6 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,39 @@ def is_partial(name: str) -> bool:
     return _PARTIAL.fullmatch(name) is not None
 
 
+_mark: ContextVar[str] = ContextVar("mark", default="")
+
+
+@contextlib.contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Put `mark` into the names of what is staged meanwhile; see `discard_marked`."""
+    before = _mark.set(mark)
+    try:
+        yield
+    finally:
+        _mark.reset(before)
+
+
+def discard_marked(store: Path, mark: str) -> None:
+    """Remove what staged under `mark` and did not live to remove it."""
+    for entry in staging_entries(store):
+        if mark and entry.is_dir() and entry.suffix.startswith(f".{mark}-"):
+            discard(entry)
+
+
+def discard(entry: Path) -> None:
+    """Delete a staged folder whose writer may still live: it is renamed first, so that it cannot be published half."""
+    grave = entry.with_name(f"{entry.name}.dead")
+    with contextlib.suppress(FileNotFoundError):  # it was published or removed meanwhile
+        entry.rename(grave)
+        _remove_tree(grave)
+
+
 @contextlib.contextmanager
 def staged(store: Path, name: str) -> Iterator[Path]:
     """A fresh folder on the store's file system; removed at the end unless it was renamed away."""
-    folder = store / STAGING / f"{name}.{uuid.uuid4().hex}"
+    mark = f"{_mark.get()}-" if _mark.get() else ""
+    folder = store / STAGING / f"{name}.{mark}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     try:
         yield folder

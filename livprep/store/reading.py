@@ -14,6 +14,7 @@ from livprep.provenance import digest_of
 from livprep.schema import StoreMeta
 from livprep.splits import Split
 from livprep.store import layout, versions
+from livprep.store.bucket import is_remote
 from livprep.store.case import CaseStore
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
@@ -24,7 +25,7 @@ __all__ = ["CaseStore", "Store", "is_store", "open_store"]
 def is_store(path: Path) -> bool:
     """Whether a livprep store lies at `path`."""
     try:
-        layout.read_attributes(path)
+        open_store(path) if is_remote(path) else layout.read_attributes(path)
     except StoreError:
         return False
     return True
@@ -36,7 +37,7 @@ def open_store(path: Path | str, check: Check = "first") -> Store:
     Parameters
     ----------
     path
-        Its root.
+        Its root; s3://bucket/prefix in an object storage.
     check
         When the crc32c of a chunk is computed; see `CaseStore`.
 
@@ -45,19 +46,34 @@ def open_store(path: Path | str, check: Check = "first") -> Store:
     StoreError
         STORE_MISSING, STORE_UNREADABLE or STORE_NEWER.
     """
+    if is_remote(path):
+        from livprep.store.remote import RemoteStore
+
+        return RemoteStore(path, check)
     return Store(Path(path), check)
 
 
 class Store(Mapping[str, "CaseStore"]):
-    """A cohort: case id -> `CaseStore`, sorted by id; only published cases are seen."""
+    """A cohort: case id -> `CaseStore`, sorted by id; only published cases are seen.
 
-    def __init__(self, path: Path, check: Check = "first") -> None:
+    Parameters
+    ----------
+    path
+        Its root, by which it is opened again elsewhere.
+    check
+        See `CaseStore`.
+    folder
+        Where its metadata lie, if not there.
+    """
+
+    def __init__(self, path: Path, check: Check = "first", folder: Path | None = None) -> None:
         self.path = path
+        self.folder = folder or path
         self.check: Check = check
         self._cache: ChunkCache | None = None
-        if not path.exists():
+        if not self.folder.exists():
             raise StoreError("STORE_MISSING", f"{path}: no such store")
-        data = layout.read_attributes(path)
+        data = layout.read_attributes(self.folder)
         data = versions.current_root(path, data)
         try:
             self.meta = StoreMeta.model_validate(data)
@@ -75,18 +91,24 @@ class Store(Mapping[str, "CaseStore"]):
     @property
     def case_ids(self) -> list[str]:
         """Published cases, sorted."""
-        cases = self.path / layout.CASES
+        cases = self.folder / layout.CASES
         if not cases.is_dir():
             raise StoreError("STORE_UNREADABLE", f"{self.path}: its folder {layout.CASES} is missing")
         return sorted(path.name for path in cases.iterdir() if (path / "zarr.json").is_file())
 
     def __getitem__(self, case_id: str) -> CaseStore:
         # A name with a path in it would reach other folders, also for removal.
-        if not layout.is_plain(case_id) or not (layout.case_path(self.path, case_id) / "zarr.json").is_file():
+        if not layout.is_plain(case_id) or not self._is_published(case_id):
             raise KeyError(case_id)
-        case = CaseStore(self.path, case_id, self.check)
+        case = self._open_case(case_id)
         case.use_cache(self._cache)
         return case
+
+    def _is_published(self, case_id: str) -> bool:
+        return (layout.case_path(self.folder, case_id) / "zarr.json").is_file()
+
+    def _open_case(self, case_id: str) -> CaseStore:
+        return CaseStore(self.path, case_id, self.check)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.case_ids)
@@ -103,7 +125,7 @@ class Store(Mapping[str, "CaseStore"]):
 
     def split_names(self) -> list[str]:
         """Names of the recorded splits."""
-        folder = self.path / layout.SPLITS
+        folder = self.folder / layout.SPLITS
         return sorted(path.stem for path in folder.glob("*.json")) if folder.is_dir() else []
 
     def read_split(self, name: str) -> Split | None:
@@ -114,7 +136,7 @@ class Store(Mapping[str, "CaseStore"]):
         StoreError
             STORE_UNREADABLE: its file is no split; STORE_SPLIT: it was changed since it was recorded.
         """
-        path = self.path / layout.SPLITS / f"{name}.json"
+        path = self.folder / layout.SPLITS / f"{name}.json"
         if not layout.is_plain(name) or not path.is_file():
             return None
         try:
@@ -134,7 +156,7 @@ class Store(Mapping[str, "CaseStore"]):
         """Record a split under its name; UsageError SPLIT_INVALID where that is no file name."""
         if not layout.is_plain(split.name):
             raise UsageError("SPLIT_INVALID", f"split name {split.name!r}: expected a plain file name")
-        folder = self.path / layout.SPLITS
+        folder = self.folder / layout.SPLITS
         folder.mkdir(exist_ok=True)
         data = split.model_dump(mode="json")
         layout.write_json(folder / f"{split.name}.json", {**data, "digest": digest_of(data)})

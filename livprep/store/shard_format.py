@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,14 @@ class ShardFormat:
         """Bytes of a decoded chunk."""
         z, y, x = self.chunk_zyx
         return z * y * x * self.dtype.itemsize
+
+
+def read_shard_format(folder: Path) -> ShardFormat | None:
+    """The format of an array in a folder; None as in `shard_format`, or where its metadata cannot be read."""
+    try:
+        return shard_format(json.loads((folder / "zarr.json").read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def shard_format(node: Any) -> ShardFormat | None:

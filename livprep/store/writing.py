@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from livprep.schema import (
     WindowMeta,
 )
 from livprep.store import layout, ome
+from livprep.store.bucket import is_remote
 from livprep.store.nearby import near_points
 from livprep.store.reading import CaseStore, open_store
 from livprep.store.shards import Part, Region, write_shard
@@ -71,16 +74,18 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
     StoreError
         STORE_PREPARATION: it exists with other settings; STORE_UNREADABLE: something else lies there.
     """
-    if path.exists() and not path.is_dir():
+    if is_remote(path):
+        remote_writing().create(path, preparation, profile, catalog_digest)
+    elif path.exists() and not path.is_dir():
         raise StoreError("STORE_UNREADABLE", f"{path}: is a file, expected a store or a new folder")
-    if not path.exists() or _is_unfinished(path):
+    elif not path.exists() or _is_unfinished(path):
         path.mkdir(parents=True, exist_ok=True)
         with layout.locked(path, "store"):
             if not (path / "zarr.json").exists():
                 for folder in (layout.CASES, layout.SPLITS, layout.JOURNAL):
                     (path / folder).mkdir(exist_ok=True)
                 layout.write_json(path / layout.CASES / "zarr.json", layout.plain_group({}))
-                _write_root(path, preparation, profile, catalog_digest)
+                write_root(path, preparation, profile, catalog_digest)
     store = open_store(path)
     if (store.preparation, store.meta.profile) != (preparation, profile):
         raise StoreError(
@@ -90,13 +95,18 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
         )
 
 
+def remote_writing() -> ModuleType:
+    """What writes to object storages, which needs what stands here."""
+    return importlib.import_module("livprep.store.remote_writing")
+
+
 def _is_unfinished(path: Path) -> bool:
     """Whether a folder is empty, or holds what a creation leaves that was killed before its last step."""
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".zarr.json.")}
     return not names or layout.STAGING in names <= {layout.STAGING, layout.CASES, layout.SPLITS, layout.JOURNAL}
 
 
-def _write_root(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
+def write_root(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
     meta = StoreMeta(
         schema_version=SCHEMA_VERSION,
         created_with=f"livprep {package_version()}",
@@ -112,15 +122,22 @@ def change_preparation(path: Path, preparation: Preparation, profile: ProfileNam
 
     Which channels each case had is kept beside the staged work, and the next publication of the case makes them
     anew. Killed in between it leaves a store of the old preparation with fewer cases.
+
+    Raises
+    ------
+    UsageError
+        USAGE: it lies in an object storage.
     """
+    if is_remote(path):
+        raise UsageError("USAGE", f"{path}: prepared otherwise, which is not changed in an object storage; use another")
     for case_id, case in open_store(path).items():
         with layout.locked(path, case_id):
-            _keep_channels(path, case_id, _stored_channels(case))
+            _keep_channels(path, case_id, stored_channels(case))
             layout.withdraw(path, case.path)
-    _write_root(path, preparation, profile, catalog_digest)
+    write_root(path, preparation, profile, catalog_digest)
 
 
-def _stored_channels(case: CaseStore) -> list[WindowMeta]:
+def stored_channels(case: CaseStore) -> list[WindowMeta]:
     """Channels of a case that is about to be replaced; without those that are too damaged to tell what they are."""
     found = []
     for folder in sorted((case.path / layout.WINDOWS).glob("*/")):
@@ -141,7 +158,9 @@ def channels_of(store: Path, case_id: str) -> list[WindowMeta]:
     """Channels that a case must have when it is published: those it has, or had before the preparation changed."""
     case = open_store(store).get(case_id)
     if case is not None:
-        return _stored_channels(case)
+        return stored_channels(case)
+    if is_remote(store):
+        return []
     try:
         kept = json.loads(layout.channels_path(store, case_id).read_text(encoding="utf-8"))
         return [WindowMeta.model_validate(entry) for entry in kept]
@@ -173,13 +192,15 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
     Bytes on disk; 0 where another writer published the case first (its copy stays).
     """
     name = content.meta.case
+    if is_remote(store):
+        return int(remote_writing().publish_case(store, content, profile, replace=replace))
     with layout.staged(store, name) as folder:
-        _write_case(folder, content, PROFILES[profile])
-        _write_channels(folder, content, channels_of(store, name), PROFILES[profile])
+        write_case(folder, content, PROFILES[profile])
+        write_channels(folder, content, channels_of(store, name), PROFILES[profile])
         with layout.locked(store, name):
             # A channel that was added or removed meanwhile is so in the new case too.
             channels = channels_of(store, name)
-            _write_channels(folder, content, channels, PROFILES[profile])
+            write_channels(folder, content, channels, PROFILES[profile])
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             target = layout.case_path(store, name)
             if replace:
@@ -189,7 +210,7 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
             return size if put else 0
 
 
-def _write_channels(folder: Path, content: CaseContent, channels: Sequence[WindowMeta], profile: Profile) -> None:
+def write_channels(folder: Path, content: CaseContent, channels: Sequence[WindowMeta], profile: Profile) -> None:
     """Bring the channels of a staged case to exactly the given ones; published with the case by its one rename."""
     there = {path.name for path in (folder / layout.WINDOWS).glob("*/")}
     image = content.volume.image
@@ -200,11 +221,11 @@ def _write_channels(folder: Path, content: CaseContent, channels: Sequence[Windo
             channel = meta.channel()
             values, meta = channel.apply(image.hu), WindowMeta.of(channel, meta.order, image.hu)
             target = folder / layout.WINDOWS / meta.name
-            _write_channel(target, values, image.geometry, meta, content.meta.source.digest, profile)
+            write_channel(target, values, image.geometry, meta, content.meta.source.digest, profile)
     layout.consolidate(folder)
 
 
-def _write_channel(
+def write_channel(
     folder: Path,
     values: npt.NDArray[np.uint8],
     grid: Geometry,
@@ -219,7 +240,7 @@ def _write_channel(
     layout.write_manifest(folder, {"source_digest": source_digest}, hashes)
 
 
-def _write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
+def write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
     image, labels = content.volume.image, content.volume.label_map
     grid = image.geometry
     label_values = None if labels is None else labels.labels
@@ -386,8 +407,10 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     UsageError
         STORE_WINDOW_EXISTS: the name is taken by a window with other settings.
     """
+    if is_remote(store):
+        return int(remote_writing().add_window(store, case_id, window, order))
     case = open_store(store)[case_id]
-    _check_free(case, window)
+    check_free(case, window)
     if window.name in case.window_names:
         with layout.locked(store, case_id):
             layout.consolidate(case.path)  # an earlier run may have been killed before this step
@@ -397,7 +420,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
     del hu
     profile = PROFILES[open_store(store).meta.profile]
     with layout.staged(store, f"{case_id}.{window.name}") as folder:
-        _write_channel(folder, values, case.geometry, meta, case.meta.source.digest, profile)
+        write_channel(folder, values, case.geometry, meta, case.meta.source.digest, profile)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with layout.locked(store, case_id):
             if open_store(store).case(case_id).meta != case.meta:
@@ -405,11 +428,11 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
             published = layout.publish(folder, case.path / layout.WINDOWS / window.name)
             layout.consolidate(case.path)
     if not published:
-        _check_free(open_store(store)[case_id], window)
+        check_free(open_store(store)[case_id], window)
     return size if published else 0
 
 
-def _check_free(case: CaseStore, window: Window) -> None:
+def check_free(case: CaseStore, window: Window) -> None:
     for stored in case.windows:
         if stored.name == window.name and stored != window:
             raise UsageError("STORE_WINDOW_EXISTS", f"{case.case_id}: {taken(stored)}")
@@ -423,6 +446,8 @@ def taken(stored: Window) -> str:
 
 def remove_window(store: Path, case_id: str, name: str) -> bool:
     """Remove a windowed channel; False where the case has none of that name."""
+    if is_remote(store):
+        return bool(remote_writing().remove_window(store, case_id, name))
     case = open_store(store)[case_id]
     with layout.locked(store, case_id):
         found = name in case.window_names
@@ -434,6 +459,9 @@ def remove_window(store: Path, case_id: str, name: str) -> bool:
 
 def remove_case(store: Path, case_id: str) -> None:
     """Remove a case and all its channels."""
+    if is_remote(store):
+        remote_writing().remove_case(store, case_id)
+        return
     case = open_store(store)[case_id]
     with layout.locked(store, case_id):
         layout.channels_path(store, case_id).unlink(missing_ok=True)
@@ -445,7 +473,7 @@ def remove_staging(store: Path) -> list[str]:
     entries = layout.staging_entries(store)
     for entry in entries:
         if entry.is_dir():
-            shutil.rmtree(entry)
+            layout.discard(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
     return [entry.name for entry in entries]

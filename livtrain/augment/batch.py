@@ -15,7 +15,7 @@ from livtrain.augment.draws import GeometryDraw, draw_geometry, draw_intensity, 
 from livtrain.augment.gather import sample, sample_packed
 from livtrain.augment.geometry import Shape, displacement, needed_margin, voxel_matrix
 from livtrain.augment_config import AugmentSettings
-from livtrain.unpack import channel_table, unpack_into
+from livtrain.unpack import channel_table, linear_table, unpack_into
 
 
 class Augmenter:
@@ -34,12 +34,17 @@ class Augmenter:
         Seed of the run.
     windows
         Channels in order.
+    clamp
+        False leaves values beyond the windows as they are, neither clipped nor rounded: HU in units of the window,
+        for windows that are learned. From packed voxels only.
     """
 
-    def __init__(self, settings: AugmentSettings, patch_zyx: Shape, seed: int, windows: WindowBank) -> None:
+    def __init__(
+        self, settings: AugmentSettings, patch_zyx: Shape, seed: int, windows: WindowBank, *, clamp: bool = True
+    ) -> None:
         self.settings, self.patch_zyx, self.seed = settings, patch_zyx, seed
         self._flat = settings.flat(patch_zyx)
-        self._windows = windows
+        self._windows, self._clamp = windows, clamp
 
     def margin(self, counter: int, spacing_mm: Triple) -> Shape:
         """Voxels (zyx) to read on each side of a patch; computed on the host, by any thread."""
@@ -69,7 +74,7 @@ class Augmenter:
             CONFIG_INVALID: a patch is smaller than the result or its margins differ. WINDOW_INVALID: a window
             reaches beyond the HU of packed voxels.
         """
-        table = channel_table(self._windows)
+        table = (channel_table if self._clamp else linear_table)(self._windows)
         image, labels, scratch = self._buffers(len(packed), packed[0].device)
         for k, (patch, counter, spacing) in enumerate(zip(packed, counters, spacing_mm, strict=True)):
             geometry = self._geometry(counter)
@@ -79,14 +84,14 @@ class Augmenter:
                 matrix = voxel_matrix(geometry, spacing)
                 shift = displacement(geometry, self.patch_zyx, spacing, patch.device)
                 sample_packed(patch, matrix, shift, scratch, labels[k])
-                apply_windows(scratch, jittered or self._windows.windows, image[k])
+                apply_windows(scratch, jittered or self._windows.windows, image[k], clamp=self._clamp)
             else:
                 patch = self._mirrored(self._center(patch.view(torch.int16)), geometry).contiguous()
                 if jittered is None:
                     unpack_into(patch[None], table, image[k : k + 1], labels[k : k + 1])
                 else:
                     labels[k] = label_bits(patch)
-                    apply_windows(scratch.copy_(hu_bits(patch)), jittered, image[k])
+                    apply_windows(scratch.copy_(hu_bits(patch)), jittered, image[k], clamp=self._clamp)
             self._change_values(image[k], counter, scratch)
         return image, labels
 
@@ -138,7 +143,7 @@ class Augmenter:
         steps = draw_intensity(self.settings, self._flat, len(image_CZYX), self.seed, counter)
         for step in steps:
             step.apply(image_CZYX[step.channel], scratch_ZYX)
-        if steps and self.settings.clip:
+        if steps and self.settings.clip and self._clamp:
             image_CZYX.clamp_(0, 1)
 
     def _check(self, shape: Sequence[int]) -> None:

@@ -27,12 +27,14 @@ def label_bits(packed: Tensor) -> Tensor:
     return ((packed.view(torch.int16) >> HU_BITS) & 0xF).to(torch.uint8)
 
 
-def apply_windows(values_ZYX: Tensor, windows: Sequence[Window], out_CZYX: Tensor) -> None:
-    """Fill `out` (float32, 0...1) from HU + 1024 (float32, whole numbers or not)."""
+def apply_windows(values_ZYX: Tensor, windows: Sequence[Window], out_CZYX: Tensor, *, clamp: bool = True) -> None:
+    """Fill `out` (float32, 0...1; also beyond without `clamp`) from HU + 1024 (float32, whole numbers or not)."""
     for window, channel in zip(windows, out_CZYX, strict=True):
         (_, first), *others = window.parts
         torch.sub(values_ZYX, first.low_hu - PACKED_LOW_HU, out=channel)
-        channel.mul_(1 / first.width_hu).clamp_(0, 1)
+        channel.mul_(1 / first.width_hu)
+        if clamp:
+            channel.clamp_(0, 1)
         if others:  # a weighted mean
             channel.mul_(window.parts[0][0])
             for share, part in others:

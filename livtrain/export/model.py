@@ -17,7 +17,8 @@ from livprep.prepare import Preparation
 from livprep.provenance import package_version
 from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings, WindowSetting
-from livtrain.networks import build_network
+from livtrain.model import build_model, learned_bank
+from livtrain.networks import WindowedNetwork
 from livtrain.stages import Stage, get_stage
 
 TOLERANCE = 1e-4
@@ -79,8 +80,14 @@ def load_model(run: Path) -> TrainedModel:
     checkpoint = load_checkpoint(run)
     settings = checkpoint.settings
     stage = get_stage(settings.stage)
-    network = build_network(settings.network, len(settings.bank), stage.out_channels, settings.width)
+    network = build_model(settings, stage.out_channels)
     network.load_state_dict(checkpoint.network_state)
+    if (bank := learned_bank(network)) is not None:  # what was learned is exported as fixed windows
+        assert isinstance(network, WindowedNetwork)
+        if settings.window_softness:
+            raise RunError("EXPORT_DIFFERS", f"{run}: soft windows have no fixed ones that equal them")
+        network, fixed = network.network, tuple(WindowSetting.of(window) for window in bank)
+        settings = settings.replace(windows=fixed, learn_windows=False)
     preparation = Preparation.from_dict(checkpoint.preparation)
     return TrainedModel(network.eval(), settings, stage, preparation, checkpoint.step)
 

@@ -6,6 +6,16 @@ involved.
 
 from livtrain.figures.gallery import Panel, draw_gallery
 from livtrain.figures.scores import draw_boxes, draw_burden, draw_detection
+from livtrain.figures.sweep import draw_heat_map
 from livtrain.figures.training import draw_curves, draw_preview
 
-__all__ = ["Panel", "draw_boxes", "draw_burden", "draw_curves", "draw_detection", "draw_gallery", "draw_preview"]
+__all__ = [
+    "Panel",
+    "draw_boxes",
+    "draw_burden",
+    "draw_curves",
+    "draw_detection",
+    "draw_gallery",
+    "draw_heat_map",
+    "draw_preview",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,19 @@ from livprep.windows import WindowBank
 from livtrain.inference.models import StageModel
 from livtrain.inference.scans import LoadedScan
 from livtrain.inference.window import Slab
+from livtrain.model import model_input
 from livtrain.postprocess import BoolArray, Box, bounding_box, dilate_mm, grow_box
 from livtrain.stages import LIVER_MARGIN_MM
 
+Key = tuple[str, WindowBank, bool]
+"""Digest of the preparation, channels, whether these are learned."""
+
 _VOID_SLICES = 32
 """Slices without a network's values that are handed on at once."""
+
+
+def _key(model: StageModel) -> Key:
+    return model.preparation.digest, model.settings.bank, model.settings.learn_windows
 
 
 class ScanInputs:
@@ -34,32 +43,33 @@ class ScanInputs:
     def __init__(self, scan: LoadedScan) -> None:
         self._scan = scan
         self._hu: dict[str, npt.NDArray[np.int16]] = {}
-        self._channels: dict[tuple[str, WindowBank], npt.NDArray[np.uint8]] = {}
+        self._channels: dict[Key, npt.NDArray[Any]] = {}
 
     def grid(self, model: StageModel) -> Geometry:
         """The grid of the model's preparation."""
         return model.preparation.grid(self._scan.source)
 
-    def channels(self, model: StageModel) -> npt.NDArray[np.uint8]:
-        """The network's input, `(c, z, y, x)` 0...255: equal to the stored channels of the same preparation.
+    def channels(self, model: StageModel) -> npt.NDArray[Any]:
+        """The network's input, `(c, z, y, x)`: uint8 equal to the stored channels of the same preparation.
 
-        Windows are applied to the whole scan: some look at all of its values.
+        Networks that learned their windows take int16 HU + 1024 (`livtrain.model`). Windows are
+        applied to the whole scan: some look at all of its values.
 
         Raises
         ------
         StoreError
             STORE_PREPARATION: the scan was resampled otherwise than the network's training data.
         """
-        key = (model.preparation.digest, model.settings.bank)
+        key = _key(model)
         if key not in self._channels:
-            self._channels[key] = model.settings.bank.apply(self._prepared(model.preparation))
+            self._channels[key] = model_input(model.settings, self._prepared(model.preparation))
         return self._channels[key]
 
     def keep_only(self, models: Iterable[StageModel]) -> None:
         """Forget what no model of these needs."""
-        wanted = {(model.preparation.digest, model.settings.bank) for model in models}
+        wanted = {_key(model) for model in models}
         self._channels = {key: channels for key, channels in self._channels.items() if key in wanted}
-        self._hu = {digest: hu for digest, hu in self._hu.items() if digest in {digest for digest, _ in wanted}}
+        self._hu = {digest: hu for digest, hu in self._hu.items() if digest in {key[0] for key in wanted}}
 
     def _prepared(self, wanted: Preparation) -> npt.NDArray[np.int16]:
         scan = self._scan

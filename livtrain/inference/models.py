@@ -13,7 +13,7 @@ from livprep.prepare import Preparation
 from livtrain.checkpoint import load_checkpoint
 from livtrain.cleanup import Cleanup, read_tuned
 from livtrain.config import Settings
-from livtrain.networks import build_network
+from livtrain.model import build_model
 from livtrain.stages import Stage, get_stage
 
 
@@ -43,7 +43,7 @@ def load_stage(run: Path, expected: Sequence[str]) -> StageModel:
     if settings.stage not in expected:
         raise UsageError("USAGE", f"{run}: trained for stage {settings.stage}, expected {' or '.join(expected)}")
     stage = get_stage(settings.stage)
-    network = build_network(settings.network, len(settings.bank), stage.out_channels, settings.width)
+    network = build_model(settings, stage.out_channels)
     network.load_state_dict(checkpoint.weights)
     preparation = Preparation.from_dict(checkpoint.preparation)
     return StageModel(stage, network.eval(), settings, preparation, read_tuned(run))

@@ -22,6 +22,7 @@ from livprep.windows import WindowBank
 from livtrain.dataset import WindowSource
 from livtrain.loader.batch import Batch, Deliver, Margin
 from livtrain.loader.filling import FaultCount, Filled
+from livtrain.loader.inline import Inline
 from livtrain.loader.placing import CudaPlacer
 from livtrain.loader.request import LoaderCase, PatchRequest
 from livtrain.loader.slots import SlotPool
@@ -66,7 +67,7 @@ class PatchLoader:
     stop
         Counter after the last patch; endless by default.
     workers
-        Threads.
+        Threads; 0 reads each batch when it is asked for.
     prefetch
         Batches read ahead.
     device
@@ -120,8 +121,10 @@ class PatchLoader:
         normalization: CtNormalization | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        if min(workers, prefetch) < 1:
-            raise UsageError("CONFIG_INVALID", f"loader: workers {workers}, prefetch {prefetch}; expected >= 1")
+        if workers < 0 or prefetch < 1:
+            raise UsageError(
+                "CONFIG_INVALID", f"loader: workers {workers}, prefetch {prefetch}; expected >= 0 and >= 1"
+            )
         request = PatchRequest(
             store, patch_zyx, batch, cases, windows, stage, odds, seed, start, stop, source, deliver, patches_per_read,
             rank, world, margin, normalization,
@@ -135,9 +138,9 @@ class PatchLoader:
         self._faults = FaultCount(self._shares.planned)
         self._submitted = 0
         self._closed = False
-        self._workers, self._prefetch = workers, prefetch
+        self._workers, self._prefetch = max(workers, 1), prefetch if workers else 1
         self._ahead: deque[Future[Filled]] = deque()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="livtrain-loader")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="livtrain-loader") if workers else Inline()
         self.tier, self._resident = self._settle(chosen, tier, ram_budget_bytes)
         """Where the voxels lie between two patches."""
         self._placer = CudaPlacer(self._filler, self._device) if pinned else None

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from livprep.errors import UsageError
 from livprep.windows import WindowBank
+from livtrain.unpack import PACKED_LOW_HU
 
 MIN_WIDTH_HU = 1.0
 """Learned widths stay above this: DICOM forbids widths below 1 for LINEAR (PS3.3 C.11.2.1.2.1)."""
@@ -82,13 +83,16 @@ class LearnedWindows(nn.Module):
 
 
 class WindowedNetwork(nn.Module):
-    """A network that sees HU through learned windows; its weights hold both."""
+    """A network that sees HU through learned windows; its weights hold both.
+
+    It takes HU + 1024, as packed voxels hold them, so that padding with 0 is padding with air.
+    """
 
     def __init__(self, windows: LearnedWindows, network: nn.Module) -> None:
         super().__init__()
         self.windows, self.network = windows, network
 
-    def forward(self, hu_B1ZYX: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """What the network gives for the windowed channels of HU."""
-        logits: Tensor | tuple[Tensor, ...] = self.network(self.windows(hu_B1ZYX))
+    def forward(self, shifted_B1ZYX: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the network gives for the windowed channels of HU + 1024 `(B, 1, Z, Y, X)`."""
+        logits: Tensor | tuple[Tensor, ...] = self.network(self.windows(shifted_B1ZYX + PACKED_LOW_HU))
         return logits

@@ -1,5 +1,6 @@
 """Training: `fit` and what it reports."""
 
+from livtrain.trainer.folds import fit_folds, fold_numbers
 from livtrain.trainer.loop import fit
 from livtrain.trainer.plan import Plan, TrainingStore, default_preset, make_plan, settings_for_run
 from livtrain.trainer.stopping import Stopped
@@ -13,6 +14,8 @@ __all__ = [
     "TrainingStore",
     "default_preset",
     "fit",
+    "fit_folds",
+    "fold_numbers",
     "make_plan",
     "settings_for_run",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor
 
 from livprep.errors import RunError
-from livprep.provenance import package_version
 from livtrain.checkpoint import BEST, LAST, Checkpoint
 from livtrain.config import Settings
-from livtrain.trainer.journal import Journal, write_json
-from livtrain.trainer.plan import Say, TrainingStore, make_plan
-from livtrain.trainer.run import Run, open_run, reproducible
+from livtrain.trainer.distributed import Ranks, joined
+from livtrain.trainer.journal import MAX_PREVIEWS, Journal, write_json
+from livtrain.trainer.plan import Say, TrainingStore, agree_on_plan
+from livtrain.trainer.resuming import open_run, reproducible
+from livtrain.trainer.run import Run
 from livtrain.trainer.stopping import Stopped, StopRequests
-from livtrain.trainer.summary import StepReport, Summary, dice_text
+from livtrain.trainer.summary import StepReport, Summary, dice_text, report_step, summarize
 from livtrain.trainer.validation import CaseScore, Interrupted, mean_dice, validate
 
 
@@ -32,7 +34,7 @@ def fit(
     say: Say = lambda _: None,
     on_step: Callable[[StepReport], None] = lambda _: None,
 ) -> Summary:
-    """Train one stage and leave its run folder (commands.md).
+    """Train one stage and leave its run folder (commands.md). Under torchrun, as one of the processes of a run.
 
     Parameters
     ----------
@@ -56,21 +58,23 @@ def fit(
     RunError
         RUN_EXISTS, DIVERGED, DISK_FULL, IO, or INTERRUPTED after a signal (the last step is saved then).
     """
-    saved = open_run(run_dir, resume)
-    plan = make_plan(store, settings, say)
-    with reproducible(plan.settings.deterministic), StopRequests() as stop:
-        run = Run(plan)
+    with joined(settings.device) as ranks, reproducible(settings.deterministic), StopRequests() as stop:
+        told: Say = say if ranks.first else lambda _: None
+        saved = open_run(run_dir, resume)
+        plan = agree_on_plan(store, settings, ranks, told)  # nothing is written before all have looked
+        run = Run(plan, ranks)
         if saved is not None:
             run.restore(saved)
-            say(f"resumed at step {run.step}")
+            told(f"resumed at step {run.step}")
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(plan.settings.dump_yaml(), encoding="utf-8")
-        with Journal(run_dir, run.step) as journal:
-            return _Loop(run, run_dir, journal, stop, say, on_step).go()
+        if ranks.first:
+            (run_dir / "config.yaml").write_text(plan.settings.dump_yaml(), encoding="utf-8")
+        with Journal(run_dir, run.step, writes=ranks.first) as journal:
+            return _Loop(run, run_dir, journal, stop, told, on_step).go()
 
 
 class _Loop:
-    """The loop and what it does between steps."""
+    """The loop and what it does between steps; with several ranks, each does the same at the same step."""
 
     def __init__(
         self,
@@ -81,27 +85,26 @@ class _Loop:
         say: Say,
         on_step: Callable[[StepReport], None],
     ) -> None:
-        self.run, self.dir, self.journal, self.stop, self.say, self.on_step = (
-            run,
-            run_dir,
-            journal,
-            stop,
-            say,
-            on_step,
-        )
+        self.run, self.dir, self.journal, self.stop, self.say = run, run_dir, journal, stop, say
+        self.on_step = on_step
         self.settings, self.plan = run.settings, run.plan
         self._pending: list[tuple[int, Tensor, float, tuple[str, ...]]] = []
-        self._saved_at = time.perf_counter()
+        self._saved_at, self._saved_step = time.perf_counter(), run.step
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self.run.ranks
 
     def go(self) -> Summary:
-        """Train until the steps or the time are used up."""
+        """Train until the steps or the time are used up, or validations stop getting better."""
         run, settings = self.run, self.settings
         with run.loader(self.say) as loader:
             while True:
+                self._agree()
                 if self._validation_due():
                     self._validate()
-                if run.fraction >= 1:
-                    return self._finish()
+                if ended := self._ended():
+                    return self._finish(ended)
                 began = time.perf_counter()
                 rate = run.learning_rate
                 batches = [next(loader) for _ in range(settings.accumulate)]
@@ -112,137 +115,136 @@ class _Loop:
                 if run.step % settings.log_every == 0 or run.fraction >= 1:
                     self._log()
                 run.progress.training_s += time.perf_counter() - began
-                if self.stop.received or time.perf_counter() - self._saved_at >= settings.checkpoint_s:
-                    self._save()
-                if self.stop.received:
-                    self._stop()
+
+    def _agree(self) -> None:
+        """Exchange clocks and signals, save if it is time, and stop if any rank was asked to."""
+        run, unsaved_s = self.run, time.perf_counter() - self._saved_at
+        number, run.agreed_s, unsaved_s = self._ranks.largest(self.stop.received or 0, run.seconds, unsaved_s)
+        if run.step > self._saved_step and (number or unsaved_s >= self.settings.checkpoint_s):
+            self._save()
+        if number:
+            self._stop(number)
+
+    def _ended(self) -> str:
+        """Why the run is over; empty while it is not."""
+        if self.settings.early_stop and self.run.progress.stale >= self.settings.early_stop:
+            return "early_stop"
+        if self.run.fraction < 1:
+            return ""
+        return "steps" if self.settings.steps is not None and self.run.step >= self.settings.steps else "time"
 
     def _log(self) -> None:
         """Write the losses since the last time; stop where one is not finite."""
-        run = self.run
-        values = torch.stack([loss for _, loss, _, _ in self._pending]).tolist() if self._pending else []
-        for (step, _, rate, case_ids), loss in zip(self._pending, values, strict=True):
+        pending, run = self._pending, self.run
+        if not pending:
+            return
+        losses = torch.stack([loss for _, loss, _, _ in pending])
+        values = self._ranks.mean(losses)
+        for position, ((step, _, rate, seen), loss) in enumerate(zip(pending, values, strict=True)):
             if not math.isfinite(loss):
+                own = seen if not bool(losses[position].isfinite()) else ()
+                named = sorted({case_id for part in self._ranks.gather(own) for case_id in part})
                 raise RunError(
                     "DIVERGED",
-                    f"step {step}: the loss is {loss} on {', '.join(sorted(set(case_ids)))}; "
+                    f"step {step}: the loss is {loss} on {', '.join(named)}; "
                     "lower --set learning_rate; the last good checkpoint is kept",
                 )
             self.journal.record(step, {"loss": loss, "learning_rate": rate, "seconds": round(run.seconds, 3)})
-        self._pending.clear()
-        if values:
-            self.on_step(self._report(values[-1]))
-
-    def _report(self, loss: float) -> StepReport:
-        run, fraction = self.run, self.run.fraction
-        return StepReport(
-            step=run.step,
-            steps=self.settings.steps,
-            fraction=fraction,
-            loss=loss,
-            patches_per_s=self._patches_per_s(),
-            seconds=run.seconds,
-            seconds_left=run.seconds * (1 - fraction) / fraction if fraction else float("inf"),
-        )
+        pending.clear()
+        self.on_step(report_step(run, values[-1]))
 
     def _validation_due(self) -> bool:
-        every, step = self.settings.validate_every, self.run.step
-        at_step = every > 0 and step > 0 and step % every == 0
-        return bool(self.plan.val) and self.run.progress.validated_step != step and (at_step or self.run.fraction >= 1)
+        run, every = self.run, self.settings.validate_every
+        if not self.plan.val or run.progress.validated_step == run.step:
+            return False
+        if run.fraction >= 1:
+            return True
+        if not every or not run.step or run.step % every:
+            return False
+        share = self.settings.validation_share
+        if run.progress.affordable(run.agreed_s, share):
+            return True
+        self.say(f"step {run.step}: validation left out; it would take more than {share:.0%} of the time")
+        return False
 
     def _validate(self) -> None:
         """Score the held-out cases, and keep the weights if they are the best so far."""
         self._log()
-        run = self.run
-        scores = self._score(self.plan.val[: self.settings.validation_cases])
-        means = mean_dice(scores)
+        run, began = self.run, time.perf_counter()
+        dice, own = self._score(self.plan.val[: self.settings.validation_cases])
+        means = mean_dice(list(dice.values()))
         values = {"val_dice" if name == "mean" else f"val_dice_{name}": value for name, value in means.items()}
-        self.journal.record(run.step, values, {score.case_id: score.dice for score in scores})
-        self.journal.preview(scores)
-        self.journal.publish()
-        run.progress.validated_step = run.step
         better = run.observe(means["mean"])
+        if run.progress.dice_mean is not None:
+            values["ema_val_dice"] = run.progress.dice_mean
+        self.journal.record(run.step, {**values, **run.learned_windows()}, dice)
+        self.journal.preview(own, run.step)
+        self.journal.publish()
+        run.progress.validated(run.step, self._ranks.largest(time.perf_counter() - began)[0])
         self.say(
-            f"step {run.step}: validation Dice {dice_text(means)} on {len(scores)} cases{' (best)' if better else ''}"
+            f"step {run.step}: validation Dice {dice_text(means)} on {len(dice)} cases{' (best)' if better else ''}"
         )
         checkpoint = self._save()
         if better:
-            checkpoint.save(self.dir / BEST)
+            self._write(checkpoint, BEST)
 
-    def _score(self, case_ids: tuple[str, ...]) -> list[CaseScore]:
+    def _score(self, case_ids: tuple[str, ...]) -> tuple[dict[str, dict[str, float]], list[CaseScore]]:
+        """Dice of cases, which the ranks share among them; and what this rank scored of those that are drawn."""
         spacings = {case_id: self.plan.cases[case_id].geometry.spacing_mm for case_id in case_ids}
+        own: list[CaseScore] | None = None
         try:
             with self.run.validated_weights():
-                return validate(
+                own = validate(
                     self.run.network,
                     self.plan.cases,
                     spacings,
-                    case_ids,
+                    self._ranks.part(case_ids),
                     self.settings,
                     lambda: self.stop.received is not None,
                 )
         except Interrupted:
+            pass
+        parts = self._ranks.gather(None if own is None else [(score.case_id, score.dice) for score in own])
+        if own is None or None in parts:
             self._save()
-            self._stop()
-            raise AssertionError("unreachable: _stop raises") from None
+            self._stop(self._ranks.largest(self.stop.received or 0)[0])
+        whole = self._ranks.in_order([part for part in parts if part is not None])
+        return dict(whole), [score for score in own or [] if score.case_id in case_ids[:MAX_PREVIEWS]]
 
     def _save(self) -> Checkpoint:
         """Write `last.pt`; it is also `best.pt` while no validation Dice is known."""
         self._log()
         checkpoint = self.run.checkpoint()
-        checkpoint.save(self.dir / LAST)
+        self._write(checkpoint, LAST)
         if self.run.progress.best_val_dice is None:
-            checkpoint.save(self.dir / BEST)
-        self._saved_at = time.perf_counter()
+            self._write(checkpoint, BEST)
+        self._saved_at, self._saved_step = time.perf_counter(), self.run.step
         return checkpoint
 
-    def _stop(self) -> None:
-        number = self.stop.received
-        assert number is not None
+    def _write(self, checkpoint: Checkpoint, name: str) -> None:
+        if self._ranks.first:
+            checkpoint.save(self.dir / name)
+
+    def _stop(self, number: float) -> None:
         self.journal.publish()
+        asked = signal.Signals(int(number))
         raise Stopped(
-            number,
-            f"stopped by {number.name} at step {self.run.step}, which is saved; add --resume to continue",
+            asked, f"stopped by {asked.name} at step {self.run.step}, which is saved; add --resume to continue"
         )
 
-    def _finish(self) -> Summary:
-        run, settings, progress = self.run, self.settings, self.run.progress
+    def _finish(self, ended: str) -> Summary:
+        run = self.run
         self._save()
-        scores = self._score(self.plan.train[: settings.train_dice_cases])
-        means = mean_dice(scores)
-        if scores:
+        dice, own = self._score(self.plan.train[: self.settings.train_dice_cases])
+        means = mean_dice(list(dice.values()))
+        if dice:
             self.journal.record(run.step, {"train_dice": means["mean"]})
-            self.say(f"training Dice {dice_text(means)} on {', '.join(score.case_id for score in scores)}")
+            self.say(f"training Dice {dice_text(means)} on {', '.join(dice)}")
         if not self.plan.val:
-            self.journal.preview(scores)
+            self.journal.preview(own, run.step)
         self.journal.publish()
         losses = self.journal.curve("loss")
-        summary = Summary(
-            stage=settings.stage,
-            network=settings.network,
-            preset=settings.preset,
-            parameters=sum(p.numel() for p in run.network.parameters()),
-            steps=run.step,
-            stopped_by="steps" if settings.steps is not None and run.step >= settings.steps else "time",
-            seconds=round(run.seconds, 3),
-            loss=losses[-1][1] if losses else None,
-            best_val_dice=progress.best_val_dice,
-            best_step=progress.best_step,
-            train_dice=means["mean"] if math.isfinite(means["mean"]) else None,
-            patches_per_s=round(self._patches_per_s(), 3),
-            data_wait_fraction=round(progress.waiting_s / max(progress.training_s, 1e-9), 4),
-            device=_device_name(run.device),
-            train_cases=len(self.plan.train),
-            val_cases=len(self.plan.val),
-            run=str(self.dir),
-            version=package_version(),
-        )
-        write_json(self.dir / "summary.json", asdict(summary))
+        summary = summarize(run, ended, losses[-1][1] if losses else None, means["mean"], self.dir)
+        if self._ranks.first:
+            write_json(self.dir / "summary.json", asdict(summary))
         return summary
-
-    def _patches_per_s(self) -> float:
-        return self.run.step * self.run.patches_per_step / max(self.run.progress.training_s, 1e-9)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

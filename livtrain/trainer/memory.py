@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from livtrain.config import Settings
-from livtrain.networks import build_network
+from livtrain.model import build_model
 from livtrain.stages import get_stage
 
 MAX_BATCH = 16
@@ -44,8 +44,8 @@ def estimated_bytes(settings: Settings) -> tuple[int, int]:
     if settings.activation_checkpointing:
         # The finest block, computed again as a whole, holds about half of what was spared.
         activations = (plain + _kept_bytes(settings, recompute=True)[1]) // 2
-    half = 0.5 if settings.amp != "none" else 1.0
-    return _COPIES * weights, round(_BESIDE * half * activations)
+    size = {"none": 1.0, "fp64": 2.0}.get(settings.amp, 0.5)
+    return _COPIES * weights, round(_BESIDE * size * activations)
 
 
 def _kept_bytes(settings: Settings, *, recompute: bool) -> tuple[int, int]:
@@ -61,15 +61,9 @@ def _kept_bytes(settings: Settings, *, recompute: bool) -> tuple[int, int]:
         return tensor
 
     with torch.device("meta"):
-        network = build_network(
-            settings.network,
-            len(settings.bank),
-            get_stage(settings.stage).out_channels,
-            settings.width,
-            dropout=settings.dropout,
-            recompute=recompute,
-        ).train()
-        x = torch.empty(1, len(settings.bank), *settings.patch_zyx)
+        out_channels = get_stage(settings.stage).out_channels
+        network = build_model(settings, out_channels, dropout=settings.dropout, recompute=recompute).train()
+        x = torch.empty(1, 1 if settings.learn_windows else len(settings.bank), *settings.patch_zyx)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         maps = network(x)
     del maps

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from livprep.errors import UsageError
 from livtrain.config import Settings
-from livtrain.networks import build_network, get_network
+from livtrain.model import build_model
+from livtrain.networks import WindowedNetwork, get_network
 
-AMP_DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ENCODER = ".encoder."  # part of the names of what a pretrained network brings along
 
 
@@ -32,15 +33,15 @@ def build_for_training(
             "CONFIG_INVALID",
             f"frozen {settings.frozen:g}: network {settings.network} has no pretrained layers; leave it at 0",
         )
-    network = build_network(
-        settings.network,
-        len(settings.bank),
+    network = build_model(
+        settings,
         out_channels,
-        settings.width,
         dropout=settings.dropout,
         recompute=settings.activation_checkpointing,
         pretrained=settings.pretrained,
     )
+    if settings.amp == "fp64":
+        network.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     # oneDNN's 3-D convolutions of few channels are 2-3 times faster in this order (measured)
     last = device.type == "cpu" if settings.channels_last is None else settings.channels_last
     if not last:
@@ -50,9 +51,17 @@ def build_for_training(
 
 
 def build_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam, AdamW (decoupled decay) or SGD with Nesterov momentum over all parameters that can be trained."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    """Adam, AdamW (decoupled decay) or SGD with Nesterov momentum over all parameters that can be trained.
+
+    Learned windows do not decay: 0 HU is no better a center than another.
+    """
+    parameters: list[Any] = [p for p in network.parameters() if p.requires_grad]
     rate, decay = settings.learning_rate, settings.weight_decay
+    if isinstance(network, WindowedNetwork):
+        windows = list(network.windows.parameters())
+        own = {id(p) for p in windows}
+        rest = [p for p in parameters if id(p) not in own]
+        parameters = [{"params": rest}, {"params": windows, "weight_decay": 0.0}]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=decay, nesterov=True)
     if settings.optimizer == "adam":
@@ -119,7 +128,7 @@ class Precision:
     device_type
         `cpu` or `cuda`.
     amp
-        `none`, `bf16` (the range of float32, needs no scaling) or `fp16`.
+        `none`, `bf16` (the range of float32, needs no scaling), `fp16` or `fp64`.
     """
 
     def __init__(self, device_type: str, amp: str) -> None:
@@ -128,7 +137,8 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """Context of the forward pass."""
-        return torch.autocast(self._device_type, AMP_DTYPES[self._amp], enabled=self._amp != "none")
+        half = AMP_DTYPES.get(self._amp)
+        return torch.autocast(self._device_type, half or torch.bfloat16, enabled=half is not None)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled where fp16 asks for it."""

@@ -14,11 +14,13 @@ from livprep.errors import UsageError
 from livprep.prepare import Preparation
 from livprep.provenance import digest_of
 from livprep.splits import Split, make_split
-from livtrain.config import Settings, parse_windows, resolve
+from livtrain.config import FROM_HU, LEARNED, Settings, parse_windows, resolve
 from livtrain.loader import LoaderCase
 from livtrain.networks import get_network, multiple_text
 from livtrain.sampling import Shape
+from livtrain.trainer.distributed import Ranks
 from livtrain.trainer.memory import batch_by_memory
+from livtrain.unpack import PACKED_HIGH_HU, PACKED_LOW_HU, fits_packed
 
 Say = Callable[[str], None]
 
@@ -87,14 +89,16 @@ def settings_for_run(
     config: Path | None,
     assignments: Sequence[str],
     options: Mapping[str, Any],
+    fold: str | None = None,
 ) -> tuple[Settings, Path]:
     """Join what a command line gives into settings, and name the run's folder (`runs/<stage>`).
 
-    A run that is resumed starts from its own `config.yaml`, so that its settings need not be given again.
+    A run that is resumed starts from its own `config.yaml`, so that its settings need not be given again; folds,
+    which differ in nothing but their split, are started again with the same options.
     """
     folder = run_dir or Path("runs") / str(options.get("stage") or "liver")
     recorded = folder / "config.yaml"
-    if resume and config is None and recorded.is_file():
+    if resume and fold is None and config is None and recorded.is_file():
         config = recorded
     device = str(options.get("device") or "auto")
     settings = resolve(
@@ -103,8 +107,23 @@ def settings_for_run(
     return settings, run_dir or Path("runs") / settings.stage
 
 
-def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
-    """Make every choice that the settings leave open.
+def agree_on_plan(store: TrainingStore, settings: Settings, ranks: Ranks, say: Say) -> Plan:
+    """The plan of every rank: rank 0 makes the choices, the others take them over, each on its own device.
+
+    Raises
+    ------
+    UsageError
+        As `make_plan`, on every rank.
+    """
+    placed = settings.replace(device=ranks.device(settings.device))
+    if ranks.world == 1:
+        return make_plan(store, placed, say)
+    chosen = ranks.first_decides(lambda: make_plan(store, placed, say, ranks.world).settings)
+    return make_plan(store, chosen.replace(device=placed.device), lambda _: None, ranks.world)
+
+
+def make_plan(store: TrainingStore, settings: Settings, say: Say, world: int = 1) -> Plan:
+    """Make every choice that the settings leave open; `world` is the number of processes.
 
     Raises
     ------
@@ -124,8 +143,7 @@ def make_plan(store: TrainingStore, settings: Settings, say: Say) -> Plan:
     patch = _clipped(settings, [cases[case_id].shape_zyx for case_id in train])
     clipped = "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
     settings = _batch(settings.replace(patch_zyx=patch), device, say)
-    together = f" x {settings.accumulate}" if settings.accumulate > 1 else ""
-    say(f"patch: {_text(patch)} voxels (zyx){clipped}; batch {settings.batch}{together}")
+    say(f"patch: {_text(patch)} voxels (zyx){clipped}; {_batch_text(settings, world)}")
     say(f"length: {_length(settings)}; network: {settings.network}, width {settings.width}; loss: {settings.loss}")
     return Plan(
         settings=settings.replace(device=str(device)),
@@ -167,9 +185,10 @@ def _labelled(store: TrainingStore, case_ids: tuple[str, ...]) -> tuple[str, ...
 def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) -> Settings:
     """Resolve the channels, and check that every case that should hold them does."""
     if isinstance(settings.windows, str):
-        named = not settings.windows.startswith("hu:")
+        named, learned = not settings.windows.startswith(FROM_HU), settings.windows.startswith(LEARNED)
         first = next(iter(cases.values()))
-        settings = settings.replace(windows=parse_windows(settings.windows, first.windows))
+        windows = parse_windows(settings.windows, first.windows)
+        settings = settings.replace(windows=windows, learn_windows=settings.learn_windows or learned)
     else:
         named = False
     if named or settings.window_source == "stored" or not settings.bank.is_local:
@@ -181,9 +200,17 @@ def _windows(cases: Mapping[str, TrainingCase], settings: Settings, say: Say) ->
                     "NO_WINDOWS",
                     f"case {case_id} does not store the channels {missing}; run `livprep window` again",
                 )
+    if settings.learn_windows and (
+        settings.window_source != "packed" or not all(fits_packed(w) and len(w.parts) == 1 for w in settings.bank)
+    ):
+        raise UsageError(
+            "CONFIG_INVALID",
+            f"learned windows start from HU: expected window_source packed and plain windows within {PACKED_LOW_HU} "
+            f"... {PACKED_HIGH_HU} HU",
+        )
     plain = [f"{w.name} (WL {w.center_hu:g} WW {w.width_hu:g} HU)" for w in settings.bank]
     listed = ", ".join(text if w.is_local else str(w) for text, w in zip(plain, settings.bank, strict=True))
-    say(f"windows: {listed}")
+    say(f"windows: {listed}{', learned from there on' if settings.learn_windows else ''}")
     return settings
 
 
@@ -209,6 +236,15 @@ def _batch(settings: Settings, device: torch.device, say: Say) -> Settings:
     batch, needed, free = batch_by_memory(settings, device)
     say(f"batch: {batch} by memory: about {needed / 2**30:.1f} of {free / 2**30:.1f} GiB free")
     return settings.replace(batch=batch, batch_by_memory=False)
+
+
+def _batch_text(settings: Settings, world: int) -> str:
+    """Patches of a step, on how many processes, and the learning rate, which is the same for any number of them."""
+    rate, parts = f"learning rate {settings.learning_rate:g}", [str(settings.batch)]
+    parts += [f"{settings.accumulate} accumulated"] if settings.accumulate > 1 else []
+    parts += [f"{world} processes"] if world > 1 else []
+    total = f" = {settings.batch * settings.accumulate * world} patches a step" if len(parts) > 1 else ""
+    return f"batch {' x '.join(parts)}{total}; {rate}{', not scaled' if world > 1 else ''}"
 
 
 def _digest(cases: Mapping[str, TrainingCase]) -> str:

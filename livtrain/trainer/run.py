@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from livprep.errors import RunError, UsageError
+from livprep.errors import RunError
+from livprep.windows import WindowBank
 from livtrain.augment import Augmenter
-from livtrain.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
+from livtrain.checkpoint import Checkpoint
 from livtrain.loader import Batch, PatchLoader
 from livtrain.losses import AlphaSchedule, DeepSupervision, build_loss
+from livtrain.model import hull, learned_bank
 from livtrain.networks import get_network
 from livtrain.sampling import STAGE_ODDS
 from livtrain.stages import get_stage
+from livtrain.trainer.distributed import Ranks, unsynchronized
 from livtrain.trainer.optimization import (
     Ema,
     Precision,
@@ -30,31 +29,10 @@ from livtrain.trainer.optimization import (
     drop_encoder_gradients,
 )
 from livtrain.trainer.plan import Plan, Say
+from livtrain.trainer.progress import Progress
+from livtrain.trainer.resuming import check_course
 from livtrain.trainer.schedule import Plateau, learning_rate
-from livtrain.unpack import fits_packed
-
-_COURSE = {
-    "stage", "network", "width", "dropout", "loss", "windows", "window_source", "patch_zyx", "batch", "learning_rate",
-    "schedule", "milestones", "warmup", "gradient_clip", "weight_decay", "supervision", "sampling", "augment", "seed",
-    "amp", "pretrained", "frozen", "background", "class_weights", "accumulate", "optimizer", "momentum", "patience",
-    "ema", "channels_last", "compile", "activation_checkpointing", "patches_per_read",
-}  # fmt: skip
-"""Settings that decide every parameter of a run; a resumed run must have the same."""
-
-
-_RUN_FILES = ("config.yaml", LAST, BEST, "metrics.jsonl")
-
-
-@dataclass
-class Progress:
-    """Numbers that grow with a run; they go through its checkpoints. Times are in seconds."""
-
-    seconds: float = 0.0
-    training_s: float = 0.0
-    waiting_s: float = 0.0
-    validated_step: int = -1
-    best_val_dice: float | None = None
-    best_step: int | None = None
+from livtrain.unpack import PACKED_LOW_HU, fits_packed
 
 
 class Run:
@@ -64,20 +42,26 @@ class Run:
     ----------
     plan
         The run with every choice made.
+    ranks
+        The processes of the run.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, ranks: Ranks | None = None) -> None:
         settings = plan.settings
+        self.ranks = ranks or Ranks()
         torch.manual_seed(settings.seed)
         self.plan, self.settings = plan, settings
         self.stage = get_stage(settings.stage)
         self.device = torch.device(settings.device)
-        self.network, self.format = build_for_training(settings, self.stage.out_channels, self.device)
-        # validation is eager: its patches and hooks differ
-        self._forward = torch.compile(self.network, dynamic=False) if settings.compile else self.network
+        network, self.format = build_for_training(settings, self.stage.out_channels, self.device)
+        self.network = self.ranks.synchronized(network, self.device)
+        self._parallel = self.ranks.parallel(self.network, self.device)
+        # validation is eager and of one rank: its patches and hooks differ
+        self._forward = torch.compile(self._parallel, dynamic=False) if settings.compile else self._parallel
         self.optimizer = build_optimizer(settings, self.network)
         self.precision = Precision(self.device.type, settings.amp)
         self.ema = Ema(self.network, settings.ema) if settings.ema is not None else None
+        self.ranks.seed(settings.seed)
         self.plateau = Plateau()
         supervision = settings.supervision
         self.loss = DeepSupervision(
@@ -85,21 +69,27 @@ class Run:
             AlphaSchedule(supervision.alpha, supervision.decay, supervision.decay_every),
             get_network(settings.network).map_weights,
         )
-        self.augmenter = Augmenter(settings.augment, settings.patch_zyx, settings.seed, settings.bank)
+        self._hull = hull(settings.bank)
+        bank = WindowBank((self._hull,)) if settings.learn_windows else settings.bank
+        self.augmenter = Augmenter(
+            settings.augment, settings.patch_zyx, settings.seed, bank, clamp=not settings.learn_windows
+        )
         self.step = 0
         self.progress = Progress()
+        self.agreed_s = 0.0
+        """Wall time of the run as its ranks last agreed on it; what depends on time depends on this alone."""
         self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far, over all its processes."""
+        """Wall time of the run so far on this rank, over all its processes."""
         return self.progress.seconds + time.perf_counter() - self._started
 
     @property
     def fraction(self) -> float:
         """How far the run is, by steps or by time, 0...1."""
         by_steps = self.step / self.settings.steps if self.settings.steps else 0.0
-        by_time = self.seconds / self.settings.time_s if self.settings.time_s else 0.0
+        by_time = self.agreed_s / self.settings.time_s if self.settings.time_s else 0.0
         return min(max(by_steps, by_time), 1.0)
 
     @property
@@ -109,8 +99,8 @@ class Run:
 
     @property
     def patches_per_step(self) -> int:
-        """Patches that an optimizer step sees."""
-        return self.settings.batch * self.settings.accumulate
+        """Patches that an optimizer step sees, on all ranks."""
+        return self.settings.batch * self.settings.accumulate * self.ranks.world
 
     def train_step(self, batches: Sequence[Batch]) -> Tensor:
         """One optimizer step on the mean loss of batches; returns it, a scalar that may still be computed."""
@@ -118,7 +108,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, fraction, self.plateau.drops)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(batch, fraction, len(batches)) for batch in batches]
+        losses = []
+        for position, batch in enumerate(batches, start=1):
+            with unsynchronized(self._parallel, position < len(batches)):
+                losses.append(self._backward(batch, fraction, len(batches)))
         if fraction < settings.frozen:
             drop_encoder_gradients(self.network)
         self.precision.step(self.optimizer, self.network, settings.gradient_clip)
@@ -137,6 +130,16 @@ class Run:
         self.precision.backward(loss / share)
         return loss.detach()
 
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the network takes, and labels."""
+        facts: Any = {"counters": batch.counters, "spacing_mm": batch.spacing_mm}
+        if batch.flat is None:
+            return self.augmenter.from_channels(batch.image_BCZYX, batch.labels_BZYX, **facts)
+        image, labels = self.augmenter.from_packed(batch.packed, **facts)
+        if self.settings.learn_windows:  # back from units of the window to HU + 1024
+            image.mul_(self._hull.width_hu).add_(self._hull.low_hu - PACKED_LOW_HU)
+        return image, labels
+
     @contextmanager
     def validated_weights(self) -> Iterator[None]:
         """Context in which the network has the weights that are validated: averaged ones where they are kept."""
@@ -144,22 +147,22 @@ class Run:
             yield
 
     def observe(self, dice: float) -> bool:
-        """Note a validation Dice for the schedule and the best weights; whether it is the best so far."""
+        """Note a validation Dice for the schedule and the best weights; whether they are the best so far."""
         if self.settings.schedule == "plateau":
             self.plateau.observe(dice, self.settings.patience)
-        best = self.progress.best_val_dice
-        if better := not math.isnan(dice) and (best is None or dice > best):  # NaN: nothing to score
-            self.progress.best_val_dice, self.progress.best_step = dice, self.step
-        return better
+        return self.progress.observe(dice, self.step, self.settings.dice_ema)
 
-    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        facts: Any = {"counters": batch.counters, "spacing_mm": batch.spacing_mm}
-        if batch.flat is not None:
-            return self.augmenter.from_packed(batch.packed, **facts)
-        return self.augmenter.from_channels(batch.image_BCZYX, batch.labels_BZYX, **facts)
+    def learned_windows(self) -> dict[str, float]:
+        """Level and width in HU of each window that is learned, for the journal."""
+        bank = learned_bank(self.network) or ()
+        return {
+            f"{window.name}_{key}": value
+            for window in bank
+            for key, value in (("wl", window.center_hu), ("ww", window.width_hu))
+        }
 
     def loader(self, say: Say) -> PatchLoader:
-        """The patches from the next step on; `say` takes one line for where they are read from.
+        """This rank's patches from the next step on; `say` takes one line for where they are read from.
 
         They stay packed until augmentation, which turns HU and labels in one pass, moves windows, and asks for a
         margin where it turns. Windows beyond 12 bits, and stored channels, come as channels and without a margin.
@@ -184,13 +187,15 @@ class Run:
             tier=settings.loader_tier,
             ram_budget_bytes=None if budget_gb is None else int(budget_gb * 1e9),
             patches_per_read=settings.patches_per_read,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             deliver="packed" if packed else "channels",
             margin=self.augmenter.margin if packed else None,
             say=say,
         )
 
     def checkpoint(self) -> Checkpoint:
-        """The state as a checkpoint.
+        """The state as a checkpoint; every rank calls it.
 
         Raises
         ------
@@ -203,9 +208,9 @@ class Run:
                 "DIVERGED",
                 f"step {self.step}: weights of {broken[0]} are not finite; lower the learning rate",
             )
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng: dict[str, Tensor] = {}
+        for rank, state in enumerate(self.ranks.gather(self._rng())):
+            rng |= {_of_rank(name, rank): value for name, value in state.items()}
         return Checkpoint(
             network_state=weights,
             settings=self.settings,
@@ -219,6 +224,7 @@ class Run:
             schedule_state=vars(self.plateau),
             scaler_state=self.precision.state_dict(),
             ema_state=self.ema.state_dict() if self.ema is not None else {},
+            world=self.ranks.world,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -227,54 +233,29 @@ class Run:
         Raises
         ------
         UsageError
-            CONFIG_INVALID: settings that decide the parameters, or the data, are not those of the checkpoint.
+            CONFIG_INVALID: what decides the parameters is not that of the checkpoint (`check_course`).
         """
-        now, then = (s.model_dump(include=_COURSE) for s in (self.settings, checkpoint.settings))
-        if changed := [f"{name} was {then[name]!r} and is {now[name]!r}" for name in now if now[name] != then[name]]:
-            raise UsageError("CONFIG_INVALID", f"--resume: {'; '.join(changed)}; use another --run")
-        if checkpoint.store_digest != self.plan.store_digest:
-            raise UsageError(
-                "CONFIG_INVALID", "--resume: the training cases are not those of the run; use another --run"
-            )
+        check_course(self.settings, self.plan.store_digest, self.ranks.world, checkpoint)
         self.network.load_state_dict(checkpoint.network_state)
         self.optimizer.load_state_dict(checkpoint.optimizer_state)
-        torch.set_rng_state(checkpoint.rng["cpu"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.rng:
-            torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
+        for name in self._rng():
+            if (state := checkpoint.rng.get(_of_rank(name, self.ranks.rank))) is not None:
+                torch.set_rng_state(state) if name == "cpu" else torch.cuda.set_rng_state(state, self.device)
         self.step, self.progress = checkpoint.step, Progress(**checkpoint.progress)
+        self.agreed_s = self.progress.seconds
         self.plateau = Plateau(**checkpoint.schedule_state)
         self.precision.load_state_dict(checkpoint.scaler_state)
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.ema_state)
 
-
-def open_run(run_dir: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from, or None for a new run.
-
-    Raises
-    ------
-    RunError
-        RUN_EXISTS: the folder holds a run, which is not overwritten. CHECKPOINT_CORRUPT.
-    """
-    if not any((run_dir / name).exists() for name in _RUN_FILES):
-        return None
-    if not resume:
-        raise RunError("RUN_EXISTS", f"{run_dir} already holds a run")
-    if not any((run_dir / name).exists() for name in (LAST, BEST)):
-        return None  # it was stopped before its first checkpoint
-    return load_checkpoint(run_dir, prefer="last")
+    def _rng(self) -> dict[str, Tensor]:
+        """States of this rank's generators."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
 
 
-@contextmanager
-def reproducible(deterministic: bool) -> Iterator[None]:
-    """Ask torch for deterministic algorithms, and give its switches back at the end."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it (torch docs, reproducibility)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+def _of_rank(name: str, rank: int) -> str:
+    """Name of a generator's state in a checkpoint; rank 0 has that of a single process."""
+    return f"{name}.{rank}" if rank else name

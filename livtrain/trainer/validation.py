@@ -15,7 +15,9 @@ from livprep.labels import Label, LabelArray
 from livtrain.config import Settings
 from livtrain.dataset import CaseReader, PatchReader
 from livtrain.inference import sliding_window
-from livtrain.sampling import PatchRef
+from livtrain.model import model_input
+from livtrain.postprocess import Box, bounding_box, box_at_least
+from livtrain.sampling import PatchRef, Shape
 from livtrain.stages import Stage, get_stage
 
 THRESHOLD = 0.5
@@ -60,20 +62,24 @@ def score_case(
     image = np.zeros((len(settings.bank), *case.shape_zyx), dtype=np.uint8)
     reference = np.zeros(case.shape_zyx, dtype=np.uint8)
     reader.read(PatchRef(case_id, (0, 0, 0), 0, "whole"), image, reference)
-    probability = sliding_window(
-        network,
-        image,
-        settings.patch_zyx,
-        settings.overlap,
-        settings.device,
-        batch=settings.batch,
-        amp=settings.amp == "bf16",
-    )
-    predicted = _labels(probability, stage)
-    if stage.name == "tumor":
-        weight = stage.weight(torch.from_numpy(reference)[None], [spacing_mm])
-        assert weight is not None
-        predicted[weight[0].numpy() == 0] = Label.BACKGROUND
+    given = model_input(settings, case.read_hu()) if settings.learn_windows else image
+    weight = stage.weight(torch.from_numpy(reference)[None], [spacing_mm])
+    counted = None if weight is None else weight[0].numpy() > 0
+    box = _region(counted, settings, case.shape_zyx)
+    predicted = np.zeros(case.shape_zyx, dtype=np.uint8)
+    if box is not None:
+        probability = sliding_window(
+            network,
+            given[(slice(None), *box)],
+            settings.patch_zyx,
+            settings.overlap,
+            settings.device,
+            batch=settings.batch,
+            amp=settings.amp == "bf16",
+        )
+        predicted[box] = _labels(probability, stage)
+    if counted is not None:
+        predicted[~counted] = Label.BACKGROUND
     dice = {name: _dice(*_masks(name, reference, predicted)) for name in _SCORED[stage.name]}
     return CaseScore(case_id, dice, image[0], reference, predicted, spacing_mm)
 
@@ -105,15 +111,23 @@ def validate(
         hook.remove()
 
 
-def mean_dice(scores: Sequence[CaseScore]) -> dict[str, float]:
+def mean_dice(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean over cases per structure, and `mean` over structures.
 
     Cases without the structure do not count: whether a network leaves them empty flips from step to step, and would
     outweigh everything else in the choice of the best weights. `livtrain evaluate` counts them.
     """
-    names = scores[0].dice if scores else {}
-    means = {name: _nan_mean([score.dice[name] for score in scores]) for name in names}
+    names = scores[0] if scores else {}
+    means = {name: _nan_mean([dice[name] for dice in scores]) for name in names}
     return {**means, "mean": _nan_mean(list(means.values()))}
+
+
+def _region(counted_ZYX: npt.NDArray[np.bool_] | None, settings: Settings, shape_zyx: Shape) -> Box | None:
+    """What of a case is segmented: all of it, or the box of what counts, at least a patch, as prediction does it."""
+    if counted_ZYX is None:
+        return slice(0, shape_zyx[0]), slice(0, shape_zyx[1]), slice(0, shape_zyx[2])
+    box = bounding_box(counted_ZYX)
+    return None if box is None else box_at_least(box, settings.patch_zyx, shape_zyx)
 
 
 def _labels(probability_KZYX: npt.NDArray[np.float32], stage: Stage) -> LabelArray:

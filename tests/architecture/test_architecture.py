@@ -64,6 +64,7 @@ HEAVY = {
         ["livtrain_main", "livtrain", "--help"],
         ["livtrain_main", "livtrain", "fit", "--help"],
         ["livtrain_main", "livtrain", "predict", "--help"],
+        ["livtrain_main", "livtrain", "sweep", "--help"],
         ["livtrain_main", "livtrain", "evaluate", "--help"],
         ["livtrain_main", "livtrain", "export", "--help"],
         ["livprep_main", "livprep", "export", "--help"],

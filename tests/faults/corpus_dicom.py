@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +245,50 @@ def jpeg_2000(keep: float) -> Build:
             data.file_meta.TransferSyntaxUID = JPEG_2000
 
     return changed(change)
+
+
+def by_gdcm(plain: bytes, syntax: str) -> bytes:
+    """A file with its frame compressed by GDCM, which names the syntax; needs the extra `codecs`."""
+    import gdcm
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = f"{folder}/before", f"{folder}/after"
+        Path(before).write_bytes(plain)
+        reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
+        reader.SetFileName(before)
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(after)
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+        return Path(after).read_bytes()
+
+
+def lossless(syntax: str, signed: bool) -> Build:
+    """A series that GDCM compressed without loss; signed values reach below 0."""
+
+    def build(folder: Path) -> None:
+        plain = folder.with_name(f"{folder.name}.plain")
+        changed(_signed if signed else lambda slices: None)(plain)
+        (folder / "scan").mkdir(parents=True)
+        for path in sorted((plain / "scan").iterdir()):
+            (folder / "scan" / path.name).write_bytes(by_gdcm(path.read_bytes(), syntax))
+        shutil.rmtree(plain)
+
+    return build
+
+
+def _signed(slices: list[Dataset]) -> None:
+    """The same HU with values that are HU already."""
+    for k, data in enumerate(slices):
+        values = stored(k).astype(np.int32) * int(data.RescaleSlope) + int(data.RescaleIntercept)
+        data.PixelData, data.PixelRepresentation = values.astype("<i2").tobytes(), 1
+        data.RescaleSlope, data.RescaleIntercept = "1", "0"
+        data.BitsStored, data.HighBit = 16, 15
 
 
 def bomb(slices: list[Dataset]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -175,27 +174,6 @@ def _frames(count: int = 2) -> Dataset:
     return data
 
 
-def _by_gdcm(syntax: str) -> bytes:
-    """A slice that GDCM compresses; ImportError without the codecs."""
-    import gdcm
-
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = f"{folder}/before", f"{folder}/after"
-        Path(before).write_bytes(corpus.encoded(_slice(1)))
-        reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
-        reader.SetFileName(before)
-        assert reader.Read()
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
-        change.SetInput(reader.GetImage())
-        assert change.Change()
-        writer.SetFileName(after)
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        assert writer.Write()
-        return Path(after).read_bytes()
-
-
 def _jpeg_2000() -> bytes:
     from PIL import Image
 
@@ -227,8 +205,8 @@ def _dicom_bases() -> list[Base]:
     bases.append(_as_deflated(explicit))
     for name, encode in (
         ("JPEG 2000", _jpeg_2000),
-        ("JPEG-LS", lambda: _by_gdcm("JPEGLSLossless")),
-        ("JPEG lossless", lambda: _by_gdcm("JPEGLosslessProcess14_1")),
+        ("JPEG-LS", lambda: corpus.by_gdcm(corpus.encoded(_slice(1)), "JPEGLSLossless")),
+        ("JPEG lossless", lambda: corpus.by_gdcm(corpus.encoded(_slice(1)), "JPEGLosslessProcess14_1")),
     ):
         try:
             data = encode()

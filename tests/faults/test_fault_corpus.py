@@ -304,3 +304,16 @@ def test_multi_frame_rubbish_bits_and_jpeg_2000_give_the_values_of_the_plain_ser
         (record,) = inspect_sources([tmp_path / name])
         hashes.add((record["hu_sha256"], tuple(record["spacing_mm"]), record["orientation"]))
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"]
+)
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+def test_lossless_codecs_give_the_values_of_the_plain_series(tmp_path: Path, syntax: str, signed: bool) -> None:
+    dcm.every()(tmp_path / "plain")
+    dcm.lossless(syntax, signed)(tmp_path / "codec")
+    (plain,), (codec,) = (inspect_sources([tmp_path / name]) for name in ("plain", "codec"))
+    assert (codec["status"], codec["detail"]) == ("ok", plain["detail"])
+    for key in ("hu_sha256", "spacing_mm", "orientation", "shape_zyx"):
+        assert codec[key] == plain[key]

@@ -41,12 +41,13 @@ main()
 """The program, killed before or after its n-th fsync, rename, replacement or new folder."""
 
 
-def start(*arguments: object, command: list[str] | None = None) -> subprocess.Popen[str]:
+def start(*arguments: object, command: list[str] | None = None, own_group: bool = False) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*(command or COMMAND), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0 if own_group else None,
         # A shell that runs the tests in its background ignores SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -222,28 +223,87 @@ def wait_for(condition: object, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_stopped_runs_exit_with_their_code_and_leave_nothing(
-    phantom_lits: Path, phantom_ircadb: Path, tmp_path: Path, number: int, code: int, workers: int
+STOPPING = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75, signal.SIGUSR2: 75}
+STOP_WITHIN_S = 25
+"""SLURM kills 30 s after TERM (KillWait)."""
+
+
+def stopped(
+    sources: Path, store: Path, number: signal.Signals, workers: int, after_s: float | None, *, everyone: bool = False
 ) -> None:
-    store, sources = tmp_path / "store", tmp_path / "in"
-    shutil.copytree(phantom_lits, sources)
-    shutil.copytree(phantom_ircadb, sources, dirs_exist_ok=True)
-    process = start(*ingest(sources, store)[:-1], workers)
-    wait_for(lambda: any((store / ".staging").glob("*.*")) or process.poll() is not None)
+    """Stop an ingest by a signal, to all of its processes or the first alone, and look at what is left."""
+    process = start(*ingest(sources, store)[:-1], workers, own_group=everyone)
+    if after_s is None:
+        wait_for(lambda: any((store / ".staging").glob("*.*")) or process.poll() is not None)
+    else:
+        time.sleep(after_s)
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(number)
+    began = time.monotonic()
+    if everyone:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     ended, _, err = finish(process)
-    assert ended == code, err
+    assert time.monotonic() - began < STOP_WITHIN_S
+    assert ended in ((STOPPING[number],) if after_s is None else (STOPPING[number], 0)), err
     assert "Traceback" not in err, err
     assert "Exception ignored" not in err, err
+    if ended == 75:
+        assert f"livprep: INTERRUPTED: stopped by {number.name}. Run the same command again" in err
+    assert not is_store(store) or staging_entries(store) == []
     wait_for(lambda: not any(member.is_running() and member.status() != "zombie" for member in family))
-    wait_for(lambda: not staging_entries(store))
     nothing_half_published(store)
-    finished, _, err = finish(start(*ingest(sources, store)))
+
+
+@pytest.fixture(scope="module")
+def six_cases(phantom_lits: Path, phantom_ircadb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = tmp_path_factory.mktemp("six") / "in"
+    shutil.copytree(phantom_lits, sources)
+    return shutil.copytree(phantom_ircadb, sources, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", STOPPING)
+def test_stopped_runs_exit_with_their_code_and_leave_nothing(
+    six_cases: Path, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    stopped(six_cases, tmp_path / "store", number, workers, None)
+    finished, _, err = finish(start(*ingest(six_cases, tmp_path / "store")))
     assert finished == 0, err
-    assert len(open_store(store)) == 6
+    assert len(open_store(tmp_path / "store")) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_every_process_of_a_run_leaves_nothing_either(
+    six_cases: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a terminal's Ctrl-C, or SLURM at the end of a job."""
+    stopped(six_cases, tmp_path / "store", number, 2, None, everyone=True)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", STOPPING)
+def test_stopped_twenty_times_at_random(six_cases: Path, tmp_path: Path, number: signal.Signals, workers: int) -> None:
+    rng = random.Random(int(number))
+    for k in range(20):
+        # not before the program listens: it starts in about 0.3 s
+        stopped(six_cases, tmp_path / f"store-{k}", number, workers, rng.uniform(0.6, 4.0), everyone=bool(k % 2))
+
+
+def test_a_stopped_window_leaves_nothing(undisturbed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    sources, expected = undisturbed
+    store = tmp_path / "store"
+    assert finish(start(*ingest(sources, store)))[0] == 0
+    process = start(*window(store))
+    wait_for(lambda: any((store / ".staging").glob("*.wl40*")) or process.poll() is not None)
+    process.send_signal(signal.SIGUSR2)
+    ended, _, err = finish(process)
+    assert ended == 75, err
+    assert staging_entries(store) == []
+    nothing_half_published(store)
+    assert resumed(sources, store) == expected
 
 
 def test_two_ingests_at_once_make_one_store(undisturbed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from livprep.cohort import (
     run_windows,
 )
 from livprep.errors import LivError, SourceError, StoreError, UsageError
+from livprep.pipeline import Crew
 from livprep.prepare import Preparation
 from livprep.splits import make_split
 from livprep.store import is_store, open_store, staging_entries
@@ -354,8 +355,8 @@ def test_an_empty_store_has_nothing_to_window(sources: Path, tmp_path: Path) -> 
 def test_no_more_workers_than_fit_are_started(small_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
-    def spy(jobs: object, workers: int, scheduler: object) -> list[Receipt]:
-        counts.append(workers)
+    def spy(jobs: object, *, crew: Crew, mark: str) -> list[Receipt]:
+        counts.append(crew.workers)
         return []
 
     monkeypatch.setattr(cohort, "run_jobs", spy)

@@ -397,7 +397,7 @@ def test_too_little_memory_is_a_fault_of_the_case(tmp_path: Path, monkeypatch: p
 
     ircadb_case(tmp_path)
     monkeypatch.setattr(ircadb, "read_series", starve)
-    refused(tmp_path, "IO", "ircadb-02: does not fit into memory")
+    refused(tmp_path, "CASE_TOO_LARGE", "ircadb-02: does not fit into the worker's memory")
 
 
 # --- findings ---------------------------------------------------------------------------------------------------

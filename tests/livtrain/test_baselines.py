@@ -370,7 +370,7 @@ def test_learned_windows_learn_and_stay_positive() -> None:
 
 def test_learned_windows_in_front_of_a_network() -> None:
     network = WindowedNetwork(LearnedWindows(BANK, 0.2), build_network("resunet", 3, 1, 2))
-    maps = network.train()(torch.linspace(-200, 300, 8**3).reshape(1, 1, 8, 8, 8))
+    maps = network.train()(1024 + torch.linspace(-200, 300, 8**3).reshape(1, 1, 8, 8, 8))
     sum(m.square().mean() for m in maps).backward()
     assert network.windows.center.grad is not None
     assert network.windows.center.grad.abs().min() > 0

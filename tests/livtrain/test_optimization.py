@@ -35,7 +35,7 @@ from livtrain.trainer.schedule import Plateau, learning_rate
 
 SMALL = (
     "patch_zyx=[8,16,16]", "width=2", "steps=4", "validate_every=0", "checkpoint_s=1000", "batch=2", "overlap=0",
-    "dropout=0.3", "train_dice_cases=0", "windows=hu:40/220",
+    "dropout=0.3", "train_dice_cases=0", "windows=hu:40/220", "validation_share=null",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ SMALL = (
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of so short a run; `test_trainer` looks at the pictures."""
     monkeypatch.setattr(journal, "draw_curves", lambda *_, **__: None)
-    monkeypatch.setattr(journal, "draw_preview", lambda *_, **__: None)
+    monkeypatch.setattr(journal.Journal, "preview", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

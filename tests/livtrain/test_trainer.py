@@ -24,7 +24,7 @@ from livtrain.trainer.schedule import learning_rate
 
 SMALL = (
     "patch_zyx=[8,16,16]", "width=2", "steps=12", "validate_every=4", "checkpoint_s=1000", "batch=2", "overlap=0",
-    "dropout=0.3", "train_dice_cases=1", "warmup=0.2",
+    "dropout=0.3", "train_dice_cases=1", "warmup=0.2", "validation_share=null",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from livtrain.checkpoint import Checkpoint
 from livtrain.config import Settings, parse_windows, settings_from
 from livtrain.dataset import PatchReader
 from livtrain.inference import Predictor, StageModel, find_scans
+from livtrain.inference.window import Slab
 from livtrain.sampling import PatchRef
 from livtrain.stages import get_stage
 from livtrain.unpack import PACKED_LOW_HU, fits_packed, unpack
@@ -103,15 +105,15 @@ def test_prediction_makes_the_stored_channels_of_the_raw_scan(
     """Of a stored case, of its raw DICOM, whole and in the box around the liver."""
     seen: list[np.ndarray] = []
 
-    def capture(network: nn.Module, image_CZYX: np.ndarray, *rest: Any, **options: Any) -> np.ndarray:
+    def capture(network: nn.Module, image_CZYX: np.ndarray, *rest: Any, **options: Any) -> Iterator[Slab]:
         seen.append(image_CZYX)
         classes = 1
         values = np.zeros((classes, *image_CZYX.shape[1:]), np.float32)
         z, y, x = (size // 2 for size in values.shape[1:])
         values[:, z - 3 : z + 3, y - 6 : y + 6, x - 6 : x + 6] = 0.9
-        return values
+        yield 0, values
 
-    monkeypatch.setattr("livtrain.inference.predictor.sliding_window", capture)
+    monkeypatch.setattr("livtrain.inference.predictor.window_slabs", capture)
     chosen = settings(store, "stored")
     liver = StageModel(get_stage("liver"), Seen(), chosen, store.preparation)
     tumor = StageModel(get_stage("tumor"), Seen(), chosen.replace(stage="tumor"), store.preparation)
