@@ -40,7 +40,8 @@ _REACH = 3.0
 """Standard deviations beyond which a kernel counts as 0."""
 _LEAST = 1e-4
 """Probabilities nearer to 0 or 1 are moved there: a network that is sure can still be wrong."""
-_CHUNK_VOXELS = 1 << 20
+_CHUNK_CELLS = 1 << 24
+"""Cells of lines of voxels that are held at once: 64 MiB."""
 _PLANAR_SLICES = 16
 """Slices of the planar field that are solved at once."""
 
@@ -95,7 +96,7 @@ def refine(
     spacing_mm
         Voxel distances, zyx, mm.
     device
-        Where it is computed; about 10 float32 for each voxel, and those of the grid.
+        Where it is computed, in about 10 float32 for each voxel and 8 for each (5 mm)^3 and 5 HU of the range.
     """
     settings = settings or CrfSettings()
     out = np.empty(probability_ZYX.shape, dtype=np.float32)
@@ -158,60 +159,74 @@ def _smoothness(spacing_mm: Triple, settings: CrfSettings) -> Filter:
 
 
 class _Grid:
-    """The appearance filter: a call spreads values over cells of position and HU, blurs them and reads them back."""
+    """The appearance filter: a call spreads values over cells of position and HU, blurs them and reads them back.
+
+    Along z and y a voxel's place in the cells does not depend on the others: matrices do that part, for some slices
+    at once; only cells along x and HU are addressed one by one.
+    """
 
     def __init__(self, hu: Tensor, spacing_mm: Triple, settings: CrfSettings) -> None:
-        self._device = hu.device
-        cell_mm = settings.appearance_mm / settings.cells
-        self._cell_hu = settings.appearance_hu / settings.cells
-        self._hu = (hu.clamp(settings.low_hu, settings.high_hu) - settings.low_hu) / self._cell_hu
-        planar = (True, False, False) if settings.planar else (False, False, False)
-        self._axes = [
-            torch.arange(n, device=self._device) * (1.0 if flat else step / cell_mm)
-            for n, step, flat in zip(hu.shape, spacing_mm, planar, strict=True)
-        ]
-        span = [float(axis[-1]) for axis in self._axes] + [(settings.high_hu - settings.low_hu) / self._cell_hu]
-        self._shape = [math.floor(length) + 2 for length in span]
+        cell_mm, cell_hu = settings.appearance_mm / settings.cells, settings.appearance_hu / settings.cells
         sigma = math.sqrt(settings.cells**2 - 1 / 3)
-        self._blurs = [
-            None if flat else _band(n, sigma, self._device)
-            for n, flat in zip(self._shape, (*planar, False), strict=True)
-        ]
+        self._values = (hu.clamp(settings.low_hu, settings.high_hu) - settings.low_hu) / cell_hu
+        steps = [1.0 if settings.planar else spacing_mm[0] / cell_mm, spacing_mm[1] / cell_mm, spacing_mm[2] / cell_mm]
+        places = [torch.arange(n, device=hu.device) * step for n, step in zip(hu.shape, steps, strict=True)]
+        counts = [math.floor(float(axis[-1])) + 2 for axis in places]
+        levels = math.floor((settings.high_hu - settings.low_hu) / cell_hu) + 2
+        self._shape = (*counts, levels)
+        self._z, self._y = (_shares(axis, n) for axis, n in zip(places[:2], counts[:2], strict=True))
+        self._x = places[2]
+        self._blurs = [_band(n, sigma, hu.device) for n in self._shape]
+        if settings.planar:
+            self._blurs[0] = torch.eye(counts[0], device=hu.device)
+        self._depth = max(_CHUNK_CELLS // max(hu.shape[1] * counts[2] * levels, 1), 1)
 
     def __call__(self, values: Tensor) -> Tensor:
-        grid = torch.zeros(math.prod(self._shape), device=self._device)
-        for part, cells, share in self._corners(values.shape):
-            grid.index_add_(0, cells.ravel(), (share * values[part]).ravel())
+        rows, plane = values.shape[1], self._shape[2] * self._shape[3]
+        grid = torch.zeros(self._shape[0], self._shape[1] * plane, device=values.device)
+        for part in self._parts(values):
+            lines = torch.zeros(values[part].shape[0] * rows * plane, device=values.device)
+            for cells, share in self._corners(part, rows):
+                lines.index_add_(0, cells.ravel(), (share * values[part]).ravel())
+            columns = torch.matmul(self._y, lines.reshape(-1, rows, plane))
+            grid += self._z[:, part] @ columns.reshape(len(columns), -1)
         grid = grid.reshape(self._shape)
         for axis, band in enumerate(self._blurs):
-            if band is not None:
-                grid = torch.tensordot(grid, band, dims=([axis], [0])).movedim(-1, axis)
-        flat = grid.reshape(-1)
+            grid = torch.tensordot(grid, band, dims=([axis], [0])).movedim(-1, axis)
+        flat = grid.reshape(self._shape[0], -1)
         out = torch.zeros_like(values)
-        for part, cells, share in self._corners(values.shape):
-            out[part] += share * flat[cells]
+        for part in self._parts(values):
+            columns = (self._z[:, part].T @ flat).reshape(-1, self._shape[1], plane)
+            lines = torch.matmul(self._y.T, columns).reshape(-1)
+            for cells, share in self._corners(part, rows):
+                out[part] += share * lines[cells]
         return out
 
-    def _corners(self, shape: torch.Size) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """For some slices and each of the 16 cells around a voxel: which cells, and the voxels' shares of them."""
-        depth = max(_CHUNK_VOXELS // max(shape[1] * shape[2], 1), 1)
-        for start in range(0, shape[0], depth):
-            part = slice(start, start + depth)
-            positions = [self._axes[0][part][:, None, None], self._axes[1][:, None], self._axes[2], self._hu[part]]
-            lower = [position.floor() for position in positions]
-            shares = [position - below for position, below in zip(positions, lower, strict=True)]
-            for corner in itertools.product((0, 1), repeat=4):
-                cells: Tensor = torch.zeros((), dtype=torch.int64, device=self._device)
-                share: Tensor = torch.ones((), device=self._device)
-                for below, fraction, up, size in zip(lower, shares, corner, self._shape, strict=True):
-                    cells = cells * size + (below.long() + up)
-                    share = share * (fraction if up else 1 - fraction)
-                yield part, cells, share
+    def _parts(self, values: Tensor) -> Iterator[slice]:
+        """Some slices after the other."""
+        for start in range(0, len(values), self._depth):
+            yield slice(start, start + self._depth)
+
+    def _corners(self, part: slice, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of the 4 cells along x and HU around the voxels of some slices: which, and the voxels' shares."""
+        hu = self._values[part]
+        lower_x, lower_hu = self._x.floor(), hu.floor()
+        line = torch.arange(len(hu) * rows, device=hu.device).reshape(-1, rows, 1)
+        first = ((line * self._shape[2] + lower_x.long()) * self._shape[3]) + lower_hu.long()
+        share_x, share_hu = self._x - lower_x, hu - lower_hu
+        for up_x, up_hu in itertools.product((0, 1), repeat=2):
+            share = (share_x if up_x else 1 - share_x) * (share_hu if up_hu else 1 - share_hu)
+            yield first + (up_x * self._shape[3] + up_hu), share
+
+
+def _shares(places: Tensor, cells: int) -> Tensor:
+    """Matrix `(cells, places)` of the linear share of each place in each cell."""
+    index = torch.arange(cells, device=places.device)[:, None]
+    return (1 - (places - index).abs()).clamp_min(0)
 
 
 def _band(size: int, sigma: float, device: torch.device) -> Tensor:
     """Matrix of a Gaussian blur over cells; symmetric."""
     index = torch.arange(size, device=device, dtype=torch.float32)
-    distance = index[:, None] - index
-    weights = torch.exp(-0.5 * (distance / sigma) ** 2)
-    return torch.where(distance.abs() <= _REACH * sigma, weights, torch.zeros(()).to(device))
+    distance = (index[:, None] - index).abs()
+    return torch.exp(-0.5 * (distance / sigma) ** 2) * (distance <= _REACH * sigma)

@@ -14,6 +14,7 @@ from livprep.formats.dicom_seg import check_series, write_dicom_seg
 from livprep.formats.nifti import write_labels, write_nifti
 from livprep.geometry import Geometry
 from livprep.labels import Label
+from livprep.machine import free_memory_bytes
 from livtrain.inference.options import Prediction
 from livtrain.inference.predictor import Predictor
 from livtrain.inference.scans import Scan
@@ -133,6 +134,10 @@ def _begin(
     except _CASE_FAULTS as error:
         rejection = _rejection(scan.name, error)
         return writer.submit(lambda: rejection)
+    except MemoryError:
+        detail = f"{scan.name}: does not fit into memory, of which {free_memory_bytes() / 2**30:.1f} GiB are free"
+        large = PredictReceipt(scan.name, "rejected", "CASE_TOO_LARGE", detail)
+        return writer.submit(lambda: large)
     # Without the HU, whose room the next scan's shall have.
     target = _Target(scan.name, loaded.source, loaded.header, loaded.dicom)
     return writer.submit(_write, target, prediction, out, header, submission, form)

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from livprep.errors import UsageError
 from livtrain.inference.memory import MOST_PATCHES, PatchBatch, free_bytes, is_out_of_memory
+from livtrain.inference.patches import SIGMA_SCALE, gaussian_profile, pad_to_patch, summed_profiles, window_starts
 from livtrain.stages import probabilities
 
 FloatVolume = npt.NDArray[np.float32]
@@ -31,8 +31,6 @@ Slab = tuple[int, FloatVolume]
 """First slice, and values `(K, slices, y, x)`; slabs of a volume follow one another along z without gaps."""
 Accumulate = Literal["auto", "cpu", "device"]
 
-SIGMA_SCALE = 0.125
-"""Standard deviation of a patch's weight as a fraction of its size (nnU-Net's and MONAI's value)."""
 _SPARE = 4
 """Sums lie on the device where they and this many times as much fit."""
 
@@ -136,7 +134,7 @@ def window_slabs(
             f"sliding window: image {tuple(image.shape)}, overlap {overlap:g}, batch {batch}; expected "
             "(channel, z, y, x), an overlap in [0, 1) and a batch of at least 1",
         )
-    padded, inside = _pad(image, settings.patch_zyx)
+    padded, inside = pad_to_patch(image, settings.patch_zyx)
     was_training = network.training
     network.to(device).eval()
     try:
@@ -150,30 +148,6 @@ def window_slabs(
         network.train(was_training)
 
 
-def gaussian_profile(size: int, sigma_scale: float = SIGMA_SCALE) -> npt.NDArray[np.float32]:
-    """Weight along one axis of a patch: a Gaussian about the center, sigma = size * scale, below 1, never 0."""
-    offsets = np.arange(size, dtype=np.float64) - (size - 1) / 2
-    return np.exp(-0.5 * (offsets / (size * sigma_scale)) ** 2).astype(np.float32)
-
-
-def window_starts(length: int, size: int, overlap: float) -> list[int]:
-    """Starts of patches along an axis, `length` >= `size`: evenly spread from the first voxel to the last."""
-    step = max(int(size * (1 - overlap)), 1)
-    gaps = -(-(length - size) // step)
-    return [round(k * (length - size) / gaps) for k in range(gaps + 1)] if gaps else [0]
-
-
-def _pad(image: Tensor, patch_zyx: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad `(c, z, y, x)` to at least the patch, centered as in training; and where the image lies inside."""
-    lacking = [max(p - n, 0) for p, n in zip(patch_zyx, image.shape[1:], strict=True)]
-    before = [(lack + 1) // 2 for lack in lacking]
-    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
-    if not any(lacking):
-        return image, inside
-    amounts = [v for b, lack in zip(before[::-1], lacking[::-1], strict=True) for v in (b, lack - b)]
-    return functional.pad(image, amounts), inside
-
-
 class _Row:
     """One row of patches along z after the other, and the sums of as many slices as a patch is deep."""
 
@@ -184,7 +158,8 @@ class _Row:
         profiles = [gaussian_profile(p, settings.sigma_scale) for p in patch]
         self._weight_ZYX = torch.from_numpy(np.einsum("i,j,k->ijk", *profiles)).to(device)
         self._sums = [
-            _summed(n, starts, profile) for n, starts, profile in zip(shape, self._starts, profiles, strict=True)
+            summed_profiles(n, starts, profile)
+            for n, starts, profile in zip(shape, self._starts, profiles, strict=True)
         ]
         self._batch = PatchBatch(network, device, settings.batch, settings.most)
         self._total: Tensor | None = None
@@ -275,14 +250,6 @@ class _Row:
         for z in range(depth - count):  # slice by slice, so that nothing is held twice
             self._total[:, z] = self._total[:, z + count]
         self._total[:, depth - count :] = 0
-
-
-def _summed(length: int, starts: Sequence[int], profile: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Sum of the weights at each voxel of an axis."""
-    sums = np.zeros(length, dtype=np.float64)
-    for start in starts:
-        sums[start : start + len(profile)] += profile
-    return sums.astype(np.float32)
 
 
 def _unit(patches: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from livtrain.config import Settings, WindowSetting
 from livtrain.evaluate.references import read_label_file
 from livtrain.inference import (
     LoadedScan,
+    Prediction,
     PredictOptions,
     Predictor,
     StageModel,
@@ -41,8 +42,8 @@ from livtrain.inference import (
     predict_folder,
     sliding_window,
 )
+from livtrain.inference.patches import window_starts
 from livtrain.inference.scans import SourceScan
-from livtrain.inference.window import window_starts
 from livtrain.networks import build_network
 from livtrain.stages import get_stage
 
@@ -418,6 +419,25 @@ def test_a_scan_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
         ("good", "predicted", ""),
     ]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+def test_a_scan_that_does_not_fit_into_memory_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in "ab":
+        _write_scan(tmp_path / "in" / f"{name}.nii.gz")
+
+    class Full(Predictor):
+        def predict(self, scan: LoadedScan) -> Prediction:
+            if scan.name == "a":
+                raise MemoryError
+            return super().predict(scan)
+
+    scans, _ = find_scans([str(tmp_path / "in")], tmp_path, CATALOG)
+    receipts = list(predict_folder(scans, Full([_model("liver", _liver)]), tmp_path / "out"))
+    assert [(r.case, r.status, r.code) for r in receipts] == [
+        ("a", "rejected", "CASE_TOO_LARGE"),
+        ("b", "predicted", ""),
+    ]
+    assert "does not fit into memory, of which" in receipts[0].detail
 
 
 def test_stored_and_raw_scans_give_the_same_file(tmp_path: Path) -> None:
