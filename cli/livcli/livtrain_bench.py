@@ -35,7 +35,9 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog="Example: livtrain bench loader --seconds 5", context_settings={"help_option_names": ["-h", "--help"]}
+)
 def bench() -> None:
     """Measure throughput on this machine and store."""
 
