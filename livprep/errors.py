@@ -150,7 +150,7 @@ CODES: dict[str, CodeInfo] = {
     "CASE_DUPLICATE": CodeInfo("The same case was found in two places.", "Remove one copy.", _CASE),
     "CASE_TOO_LARGE": CodeInfo(
         "The case needs more memory than this machine, its container, its worker or the device has.",
-        "Choose a coarser --spacing (predict: --device cpu or a smaller patch), or run it on a larger machine.",
+        "Choose a coarser --spacing, fewer --workers or, to predict, --device cpu; or run it on a larger machine.",
         _CASE,
     ),
     "SOURCE_TWICE": CodeInfo("The same files lie zipped and loose; the loose ones are used.", "Nothing to do.", 0),

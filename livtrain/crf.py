@@ -40,6 +40,10 @@ _REACH = 3.0
 """Standard deviations beyond which a kernel counts as 0."""
 _LEAST = 1e-4
 """Probabilities nearer to 0 or 1 are moved there: a network that is sure can still be wrong."""
+_MOST_VOXELS = 1 << 24
+"""Solved at once, in about 2 GiB; larger structures are solved in blocks of slices."""
+_MARGIN = 2.0
+"""Standard deviations of the appearance kernel that a block sees beyond itself."""
 _CHUNK_CELLS = 1 << 24
 """Cells of lines of voxels that are held at once: 64 MiB."""
 _PLANAR_SLICES = 16
@@ -96,17 +100,29 @@ def refine(
     spacing_mm
         Voxel distances, zyx, mm.
     device
-        Where it is computed, in about 10 float32 for each voxel and 8 for each (5 mm)^3 and 5 HU of the range.
+        Where it is computed, in about 2 GiB at most.
     """
     settings = settings or CrfSettings()
     out = np.empty(probability_ZYX.shape, dtype=np.float32)
-    step = _PLANAR_SLICES if settings.planar else max(len(out), 1)
+    step, margin = _blocks(out.shape, spacing_mm, settings)
     for start in range(0, len(out), step):
-        part = slice(start, start + step)
-        p = torch.from_numpy(np.asarray(probability_ZYX[part], dtype=np.float32)).to(device)
-        hu = torch.from_numpy(np.asarray(hu_ZYX[part], dtype=np.float32)).to(device)
-        out[part] = _mean_field(p, hu, spacing_mm, settings).cpu().numpy()
+        seen = slice(max(start - margin, 0), start + step + margin)
+        p = torch.from_numpy(np.asarray(probability_ZYX[seen], dtype=np.float32)).to(device)
+        hu = torch.from_numpy(np.asarray(hu_ZYX[seen], dtype=np.float32)).to(device)
+        refined = _mean_field(p, hu, spacing_mm, settings)[start - seen.start :][:step]
+        out[start : start + step] = refined.cpu().numpy()
     return out
+
+
+def _blocks(shape_zyx: tuple[int, ...], spacing_mm: Triple, settings: CrfSettings) -> tuple[int, int]:
+    """Slices that are solved at once, and slices around them that are seen too: all, as long as they are not many."""
+    depth, plane = shape_zyx[0], max(shape_zyx[1] * shape_zyx[2], 1)
+    if settings.planar:
+        return min(_PLANAR_SLICES, max(depth, 1)), 0
+    if depth * plane <= _MOST_VOXELS:
+        return max(depth, 1), 0
+    margin = math.ceil(_MARGIN * settings.appearance_mm / spacing_mm[0])
+    return max(_MOST_VOXELS // plane - 2 * margin, _PLANAR_SLICES), margin
 
 
 @torch.inference_mode()

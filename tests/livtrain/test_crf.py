@@ -80,6 +80,17 @@ def test_spacing_counts() -> None:
     assert np.abs(near[3:4] - alone).max() > 0.03
 
 
+def test_large_structures_are_solved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, hu, _ = _scene(5, (60, 12, 12))
+    settings = CrfSettings(appearance_mm=4.0, smooth_weight=1.0, appearance_weight=2.0, iterations=4)
+    whole = refine(p, hu, (1.0, 1.0, 1.0), settings)
+    monkeypatch.setattr("livtrain.crf._MOST_VOXELS", 40 * 144)
+    blocks = refine(p, hu, (1.0, 1.0, 1.0), settings)
+    assert not np.array_equal(blocks, whole)
+    assert np.abs(blocks - whole).mean() < 0.01
+    assert ((blocks >= 0.5) == (whole >= 0.5)).mean() > 0.995
+
+
 def test_slices_by_themselves_do_not_depend_on_one_another() -> None:
     p, hu, _ = _scene(4, (20, 9, 9))
     settings = CrfSettings(planar=True, iterations=3)
