@@ -7,8 +7,8 @@ from click.shell_completion import get_completion_class
 
 SHELLS = ("bash", "zsh", "fish")
 _WHERE = {
-    "bash": "eval \"$({program} completion bash)\"  # in ~/.bashrc",
-    "zsh": "eval \"$({program} completion zsh)\"  # in ~/.zshrc, after compinit",
+    "bash": 'eval "$({program} completion bash)"  # in ~/.bashrc',
+    "zsh": 'eval "$({program} completion zsh)"  # in ~/.zshrc, after compinit',
     "fish": "{program} completion fish > ~/.config/fish/completions/{program}.fish",
 }
 

@@ -59,7 +59,12 @@ def call(program: str, *arguments: str, **environment: str) -> subprocess.Comple
     script = f"from livcli.{program}_main import main; main()"
     settings = os.environ | environment
     return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=settings, timeout=60, check=False
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=settings,
+        timeout=60,
+        check=False,
     )
 
 

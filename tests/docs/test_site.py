@@ -27,7 +27,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 8
     script = tmp_path / "tutorial.sh"
     script.write_text("set -euo pipefail\n" + "".join(blocks), encoding="utf-8")
     folder = tmp_path / "empty"
@@ -40,7 +40,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_the_pictures_of_the_guides_are_drawn(tmp_path: Path) -> None:
-    done = run(sys.executable, str(DOCS / "draw_pictures.py"), str(tmp_path), "--size", "48", "--cases", "1", cwd=tmp_path)
+    done = run(
+        sys.executable, str(DOCS / "draw_pictures.py"), str(tmp_path), "--size", "48", "--cases", "1", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {"preview.png", "window-search.png", "window-channels.png"}
