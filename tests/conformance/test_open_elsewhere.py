@@ -194,8 +194,8 @@ def test_windows_are_ome_images_with_their_own_channel(case: CaseStore) -> None:
         assert [axis["orientation"]["type"] for axis in multiscale["axes"]] == ["anatomical"] * 3
 
 
-def test_simpleitk_opens_a_case_as_the_page_says(case: CaseStore) -> None:
-    """The block of docs/opening-the-store.md, run on this case."""
+def test_the_pages_blocks_open_a_case(case: CaseStore) -> None:
+    """The blocks of docs/opening-the-store.md, run on this case."""
     import re
 
     page = (Path(__file__).parents[2] / "docs/opening-the-store.md").read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 8
     script = tmp_path / "tutorial.sh"
     script.write_text("set -euo pipefail\n" + "".join(blocks), encoding="utf-8")
     folder = tmp_path / "empty"
