@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,export,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,export,cluster,objects,dev]'
 	@touch "$(VENV)/.installed"
 
 demo: setup
