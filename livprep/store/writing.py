@@ -107,6 +107,7 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def write_root(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
+    """Write the metadata of a store's root, which make it one."""
     meta = StoreMeta(
         schema_version=SCHEMA_VERSION,
         created_with=f"livprep {package_version()}",
@@ -240,6 +241,7 @@ def write_channel(
 
 
 def write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
+    """Everything of a case but its channels, in a folder that nobody sees yet."""
     image, labels = content.volume.image, content.volume.label_map
     grid = image.geometry
     label_values = None if labels is None else labels.labels
@@ -431,6 +433,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
 
 
 def check_free(case: CaseStore, window: Window) -> None:
+    """Raise UsageError STORE_WINDOW_EXISTS where a channel has the window's name and other settings."""
     for stored in case.windows:
         same = (stored.center_hu, stored.width_hu) == (window.center_hu, window.width_hu)
         if stored.name == window.name and not same:

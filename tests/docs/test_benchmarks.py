@@ -43,3 +43,10 @@ def test_the_ingest_cost_benchmark_sums_the_unavoidable_parts(tmp_path: Path) ->
         f"{case}, {grid}" for case in ("ircadb-01", "lits-028") for grid in ("native spacing", "1 mm in-plane")
     ]
     assert done.stdout.count("x the unavoidable parts, at most 1.3 wanted") == 4
+
+
+def test_the_scaling_benchmark_measures_each_number_of_workers(tmp_path: Path) -> None:
+    sizes = ("--cases", "2", "--size", "32", "--folder", str(tmp_path))
+    done = run(sys.executable, "-m", "benchmarks.bench_scaling", *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\d) worker\(s\): [\d.]+ s, \d+ MB/s of HU", done.stdout, re.MULTILINE) == ["1", "2"]

@@ -326,10 +326,11 @@ def overlapping(sources: Path, numbers: list[int], store: Path) -> None:
     for k, part in enumerate(halves):
         folder = store.parent / f"half-{k}"
         folder.mkdir()
+        shutil.copy(sources / "catalog.yaml", folder)
         for number in part:
             for name in (f"volume-{number}", f"segmentation-{number}"):
                 (found,) = sources.glob(f"{name}.nii*")
-                (folder / found.name).symlink_to(found)
+                os.link(found, folder / found.name)
         processes.append(start(*ingest(folder, store)))
     for code, _, err in [finish(process) for process in processes]:
         assert code == 0, err
