@@ -58,3 +58,10 @@ def test_the_cascade_benchmark_compares_both_livers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| mean \| [\d.]+ \|", done.stdout, re.MULTILINE)
     assert "at most 0.03 wanted" in done.stdout
+
+
+def test_the_scaling_benchmark_measures_each_number_of_workers(tmp_path: Path) -> None:
+    sizes = ("--cases", "2", "--size", "32", "--folder", str(tmp_path))
+    done = run(sys.executable, "-m", "benchmarks.bench_scaling", *sizes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(\d) worker\(s\): [\d.]+ s, \d+ MB/s of HU", done.stdout, re.MULTILINE) == ["1", "2"]

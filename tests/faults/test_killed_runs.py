@@ -17,6 +17,7 @@ import pytest
 from building import tree_hash
 
 from livprep.store import is_store, layout, open_store, staging_entries
+from livprep.synthesis import write_lits
 
 COMMAND = [sys.executable, "-c", "from livcli.livprep_main import main; main()"]
 
@@ -321,6 +322,59 @@ def test_two_ingests_at_once_make_one_store(undisturbed: tuple[Path, dict[str, s
         assert code == 0, err
     assert staging_entries(store) == []
     assert tree_hash(store) == expected
+
+
+def overlapping(sources: Path, numbers: list[int], store: Path) -> None:
+    """Four runs over overlapping halves of the cases: each case once, none missing, no error."""
+    half = len(numbers) // 2
+    halves = [numbers[k * half // 2 :][:half] for k in range(3)] + [numbers[half // 4 :][:half]]
+    processes = []
+    for k, part in enumerate(halves):
+        folder = store.parent / f"half-{k}"
+        folder.mkdir()
+        shutil.copy(sources / "catalog.yaml", folder)
+        for number in part:
+            for name in (f"volume-{number}", f"segmentation-{number}"):
+                (found,) = sources.glob(f"{name}.nii*")
+                os.link(found, folder / found.name)
+        processes.append(start(*ingest(folder, store)))
+    for code, _, err in [finish(process) for process in processes]:
+        assert code == 0, err
+    union = sorted({number for part in halves for number in part})
+    assert sorted(open_store(store)) == [f"lits-{number:03d}" for number in union]
+    assert union == sorted(numbers)
+    assert staging_entries(store) == []
+
+
+def test_four_runs_over_overlapping_halves_make_one_store(tmp_path: Path) -> None:
+    numbers = list(range(50, 58))
+    write_lits(tmp_path / "in", tuple(numbers), seed=1, size=32)
+    overlapping(tmp_path / "in", numbers, tmp_path / "store")
+    assert finish(start(*ingest(tmp_path / "in", tmp_path / "serial")))[0] == 0
+    assert tree_hash(tmp_path / "store") == tree_hash(tmp_path / "serial")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_four_runs_over_overlapping_halves_of_forty(tmp_path: Path) -> None:
+    numbers = list(range(50, 90))
+    write_lits(tmp_path / "in", tuple(numbers), seed=1, size=32)
+    overlapping(tmp_path / "in", numbers, tmp_path / "store")
+    assert finish(start(*ingest(tmp_path / "in", tmp_path / "serial")))[0] == 0
+    assert tree_hash(tmp_path / "store") == tree_hash(tmp_path / "serial")
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])])
+def test_the_same_case_twice_at_once_is_one_copy(tmp_path: Path, rounds: int) -> None:
+    write_lits(tmp_path / "in", (50,), seed=1, size=32)
+    assert finish(start(*ingest(tmp_path / "in", tmp_path / "serial")))[0] == 0
+    for k in range(rounds):
+        store = tmp_path / f"store-{k}"
+        for code, _, err in [finish(process) for process in [start(*ingest(tmp_path / "in", store)) for _ in range(2)]]:
+            assert code == 0, err
+        assert tree_hash(store) == tree_hash(tmp_path / "serial")
+        assert staging_entries(store) == []
+        shutil.rmtree(store)
 
 
 def test_a_reader_of_a_pipe_may_go_away(small_store: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_fault_of_the_case_is_a_receipt(ircadb: IngestJob, tmp_path: Path) -> 
     [
         (SourceError("HU_RANGE", "x"), "HU_RANGE"),
         (GeometryError("no order"), "GEOMETRY"),
-        (MemoryError(), "IO"),
+        (MemoryError(), "CASE_TOO_LARGE"),
         (ZeroDivisionError(), "INTERNAL"),
     ],
 )
