@@ -9,9 +9,7 @@ import click
 from livcli.options import output_options
 
 
-@click.command(
-    epilog="Example: livprep catalog --catalog mine.yaml", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command(epilog="Example: livprep catalog --json", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--catalog",
     "path",

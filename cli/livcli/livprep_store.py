@@ -21,9 +21,7 @@ def remove(case: str, store: Path) -> None:
     click.echo(f"{case} removed")
 
 
-@click.command(
-    epilog="Example: livprep migrate --store old.zarr", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command(epilog="Example: livprep migrate", context_settings={"help_option_names": ["-h", "--help"]})
 @store_option
 @output_options
 def migrate(store: Path, as_json: bool, quiet: bool) -> int:

@@ -109,9 +109,8 @@ def draw_volumes(liver_ml: Sequence[float], tumor_ml: Sequence[float]) -> bytes:
         if len(ordered):
             median = float(np.median(ordered))
             axes.axhline(median, color=DARK, linewidth=0.9, linestyle="dashed")
-            digits = 0 if median >= 100 else 1
-            place = {"xycoords": ("axes fraction", "data"), "fontsize": 8, "va": "bottom"}
-            axes.annotate(f"median {median:.{digits}f}", (0.02, median), **place)
+            text = f"median {median:.0f}" if median >= 100 else f"median {median:.1f}"
+            axes.annotate(text, (0.02, median), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
         if axes is tumor and len(ordered):
             axes.set_yscale("log")
         else:
