@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "warmup": 0.05,
         "gradient_clip": 1.0,
+        "ema": 0.99,  # about the last hundred steps: with a handful of patients single steps differ much
         "validate_every": 100,
         "validation_share": 0.3,
         "dice_ema": 0.0,  # a handful of validations; a mean of them would lag behind

@@ -81,7 +81,7 @@ def load_model(run: Path) -> TrainedModel:
     settings = checkpoint.settings
     stage = get_stage(settings.stage)
     network = build_model(settings, stage.out_channels)
-    network.load_state_dict(checkpoint.network_state)
+    network.load_state_dict(checkpoint.weights)  # what `predict` takes: averaged ones where they were kept
     if (bank := learned_bank(network)) is not None:  # what was learned is exported as fixed windows
         assert isinstance(network, WindowedNetwork)
         if settings.window_softness:

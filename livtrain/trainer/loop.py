@@ -15,7 +15,7 @@ from torch import Tensor
 from livprep.errors import RunError
 from livtrain.checkpoint import BEST, LAST, Checkpoint
 from livtrain.config import Settings
-from livtrain.trainer.distributed import Ranks, joined
+from livtrain.trainer.distributed import joined
 from livtrain.trainer.journal import MAX_PREVIEWS, Journal, write_json
 from livtrain.trainer.plan import Say, TrainingStore, agree_on_plan
 from livtrain.trainer.resuming import open_run, reproducible
@@ -66,8 +66,8 @@ def fit(
         run = Run(plan, ranks)
         if saved is not None:
             run.restore(saved)
-            ranks.check_same("the step of the checkpoint", run.step)
             told(f"resumed at step {run.step}")
+        ranks.check_same("the step of the checkpoint", run.step)
         run_dir.mkdir(parents=True, exist_ok=True)
         if ranks.first:
             (run_dir / "config.yaml").write_text(plan.settings.dump_yaml(), encoding="utf-8")
@@ -88,14 +88,10 @@ class _Loop:
         on_step: Callable[[StepReport], None],
     ) -> None:
         self.run, self.dir, self.journal, self.stop, self.say = run, run_dir, journal, stop, say
-        self.on_step = on_step
+        self.on_step, self._ranks = on_step, run.ranks
         self.settings, self.plan = run.settings, run.plan
         self._pending: list[tuple[int, Tensor, float, tuple[str, ...]]] = []
         self._saved_at, self._saved_step = time.perf_counter(), run.step
-
-    @property
-    def _ranks(self) -> Ranks:
-        return self.run.ranks
 
     def go(self) -> Summary:
         """Train until the steps or the time are used up, or validations stop getting better."""

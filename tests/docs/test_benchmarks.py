@@ -65,3 +65,21 @@ def test_the_scaling_benchmark_measures_each_number_of_workers(tmp_path: Path) -
     done = run(sys.executable, "-m", "benchmarks.bench_scaling", *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\d) worker\(s\): [\d.]+ s, \d+ MB/s of HU", done.stdout, re.MULTILINE) == ["1", "2"]
+
+
+@pytest.mark.nightly
+def test_the_cohort_benchmark_goes_from_raw_files_to_scores(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    small = ("--cases", "3", "--size", "40", "--spacing", "8,8,8", "--minutes", "0.03", "--threads", "1")
+    sets = ("--set", "width=2", "--set", "patch_zyx=[16,16,16]")
+    report = tmp_path / "cohort.md"
+    command = (sys.executable, "-m", "benchmarks.bench_cohort", "--scratch", str(tmp_path / "scratch"), *small, *sets)
+    done = run(*command, "--markdown", str(report), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == report.read_text(encoding="utf-8").strip()
+    assert re.search(r"^\| livtrain, fast-cpu \| [\d.]+ \| [\d.]+ \|", done.stdout, re.MULTILINE)
+    steps = re.findall(r"^\| ([a-z ]+) \| \d+ \|$", done.stdout, re.MULTILINE)
+    assert steps == ["phantom", "ingest", "window", "split", "fit liver", "fit tumor", "predict"]
+    again = run(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "bench_cohort: fit" not in again.stderr  # what is done is not done again

@@ -74,7 +74,7 @@ def test_a_case_without_labels_reads_as_unlabelled() -> None:
         assert (_read(case, (0, 0, 0), (8, 8, 8), BANK, source)[1] == 15).all()
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("workers", [0, 2, 5])
 def test_batches_do_not_depend_on_the_workers(workers: int) -> None:
     def batches(count: int, start: int = 0) -> list[livtrain.Batch]:
         with PatchLoader(
@@ -147,6 +147,8 @@ def test_faulty_requests_are_refused() -> None:
         PatchLoader(fake_store(), PATCH, 0)
     with pytest.raises(UsageError, match="expected >= 1"):
         PatchLoader(fake_store(), PATCH, 1, cases=[])
+    with pytest.raises(UsageError, match="workers -1, prefetch 4; expected >= 0 and >= 1"):
+        PatchLoader(fake_store(), PATCH, 1, workers=-1)
     with pytest.raises(UsageError, match="livprep window") as caught:
         PatchLoader(fake_store(1, bank=WindowBank(())), PATCH, 1)
     assert caught.value.code == "NO_WINDOWS"

@@ -35,7 +35,7 @@ from livtrain.trainer.schedule import Plateau, learning_rate
 
 SMALL = (
     "patch_zyx=[8,16,16]", "width=2", "steps=4", "validate_every=0", "checkpoint_s=1000", "batch=2", "overlap=0",
-    "dropout=0.3", "train_dice_cases=0", "windows=hu:40/220", "validation_share=null",
+    "dropout=0.3", "train_dice_cases=0", "windows=hu:40/220", "validation_share=null", "ema=null",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from fake_store import fake_store
 from kill_worker import settings
 
 from livtrain.checkpoint import load_checkpoint
+from livtrain.config import settings_from
 from livtrain.trainer import fit
 
 HERE = Path(__file__).parent
@@ -58,6 +59,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Pat
 
     yield make
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("stage", ["liver", "tumor"])
+def test_windows_from_hu_train_as_stored_channels_do(stage: str, tmp_path: Path) -> None:
+    """Bit for bit: the bytes of a channel do not depend on where it is made."""
+    weights = []
+    for source in ("packed", "stored"):
+        course = settings(1, 3).model_dump() | {"stage": stage, "augment": {"preset": "none"}, "window_source": source}
+        fit(fake_store(), settings_from(course), tmp_path / source)
+        weights.append(load_checkpoint(tmp_path / source, prefer="last").network_state)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def _worker(folder: Path, threads: int, kill_at: int) -> int:
