@@ -219,14 +219,15 @@ def predict(
     from livprep.catalog import load_catalog
     from livprep.prepare import Preparation
     from livprep.store import is_store, open_store
+    from livtrain.checkpoint import run_folders
     from livtrain.config import resolve
     from livtrain.inference import PredictOptions, Predictor, find_scans, load_stage
     from livtrain.inference.measuring import measure_predictions, untrained
     from livtrain.trainer.plan import choose_device, default_preset
 
     chosen = choose_device(device)
-    first = [load_stage(run, ("liver", "multiclass")) for run in liver]
-    second = [load_stage(run, ("tumor",)) for run in tumor]
+    first = [load_stage(run, ("liver", "multiclass")) for path in liver for run in run_folders(path)]
+    second = [load_stage(run, ("tumor",)) for path in tumor for run in run_folders(path)]
     if not first:
         settings = resolve(preset=preset, fallback_preset=default_preset(device))
         preparation = open_store(store).preparation if is_store(store) else Preparation()
