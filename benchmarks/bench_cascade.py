@@ -3,8 +3,9 @@
     python -m benchmarks.bench_cascade [--cases 7] [--size 96] [--seconds 120 300] [--scratch DIR] [--json]
 
 Writes phantoms of both data sets, ingests and windows them, trains the two stages for some seconds each with the
-device's preset (the tumor on smaller patches, which a CPU sees more of), what is in DIR already being used again, and segments the held-out test and validation patients twice: as `livtrain predict` does, and with
-the reference in place of the predicted liver, which `predict` itself never looks at.
+device's preset (the tumor on smaller patches, of which a CPU sees more), and segments the held-out test and validation
+patients twice: as `livtrain predict` does, and with the reference in place of the predicted liver, which `predict`
+itself never looks at. What a DIR holds already is used again.
 """
 
 from __future__ import annotations
