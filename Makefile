@@ -1,6 +1,7 @@
 # make demo   set up, write phantoms, ingest, window, train two minutes, predict, evaluate
 # make test   set up, run every test that needs no real data and no GPU
 # make check  lint, format, types, import contracts
+# make docs   build the site into site/, warnings are errors
 # make bench  measure on this machine
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,10 +15,10 @@ DEMO ?= demo
 DEMO_SECONDS ?= 120
 TEST_ARGS ?=
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check docs bench clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 setup: $(VENV)/.installed
 
@@ -26,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv "$(VENV)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,export,codecs,clahe,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,report,export,codecs,clahe,cluster,objects,dev,docs]'
 	@touch "$(VENV)/.installed"
 
 demo: setup
@@ -41,6 +42,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
 
 bench: setup
 	$(BIN)/python -m benchmarks.bench_ingest

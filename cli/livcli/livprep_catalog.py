@@ -9,7 +9,9 @@ import click
 from livcli.options import output_options
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    epilog="Example: livprep catalog --catalog mine.yaml", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--catalog",
     "path",
@@ -41,7 +43,7 @@ def catalog(path: Path | None, as_json: bool, quiet: bool) -> None:
         click.echo(f"window   {name:<20} WL {window.center_hu:g} WW {window.width_hu:g}  {mark}".rstrip())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(epilog="Example: livprep explain MASK_MISSING", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("code", required=False)
 def explain(code: str | None) -> None:
     """Say what CODE means and what to do; without CODE, list all."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "gc": ("livcli.livprep_store:gc", "Delete what killed runs left behind."),
     "catalog": ("livcli.livprep_catalog:catalog", "Show and check the catalogue of the data sets."),
     "explain": ("livcli.livprep_catalog:explain", "Say what a code means and what to do."),
+    "completion": ("livcli.completion:livprep_completion", "Print a script for completion in a shell."),
 }
 
 

@@ -9,7 +9,7 @@ import click
 from livcli.options import output_options, store_option
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(epilog="Example: livprep remove lits-028", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("case")
 @store_option
 def remove(case: str, store: Path) -> None:
@@ -21,7 +21,9 @@ def remove(case: str, store: Path) -> None:
     click.echo(f"{case} removed")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    epilog="Example: livprep migrate --store old.zarr", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @store_option
 @output_options
 def migrate(store: Path, as_json: bool, quiet: bool) -> int:
@@ -41,7 +43,7 @@ def migrate(store: Path, as_json: bool, quiet: bool) -> int:
     return report(iter(receipts), cases, "migrate", as_json=as_json, quiet=quiet)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(epilog="Example: livprep gc", context_settings={"help_option_names": ["-h", "--help"]})
 @store_option
 def gc(store: Path) -> None:
     """Delete what killed runs left in the staging folder; run it while no ingest runs."""

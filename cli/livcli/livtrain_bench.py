@@ -35,7 +35,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog="Example: livtrain bench loader", context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
     """Measure throughput on this machine and store."""
 
@@ -70,7 +70,8 @@ def bench() -> None:
     metavar="a,b|hu:40/220,60/140",
     help="Channels, with --deliver channels.",
 )
-@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True)
+@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True,
+              help="Whose patches are drawn.")  # fmt: skip
 @click.option("--patches-per-read", type=click.IntRange(min=1), default=1, show_default=True, help="Neighbors a read.")
 @click.option("--check", type=click.Choice(["always", "first", "never"]), default="first", show_default=True,
               help="When the crc32c of a chunk is verified.")  # fmt: skip
@@ -153,7 +154,8 @@ def _row(found: Throughput) -> str:
 )
 @store_option
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Measured, after two others.")
-@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True)
+@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True,
+              help="Which stage is trained.")  # fmt: skip
 @click.option("--preset", help="As fit's; by default the device's.")
 @click.option("--windows", help="As fit's.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As fit's; repeat it for several.")

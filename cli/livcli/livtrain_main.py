@@ -16,6 +16,7 @@ COMMANDS = {
     "tune": ("livcli.livtrain_tune:tune", "Choose post-processing on the validation cases."),
     "report": ("livcli.livtrain_report:report", "Write a run on one page: curves, worst cases, pictures."),
     "export": ("livcli.livtrain_export:export", "Write a network as safetensors, ONNX, TorchScript or MONAI bundle."),
+    "completion": ("livcli.completion:livtrain_completion", "Print a script for completion in a shell."),
 }
 
 

@@ -53,7 +53,7 @@ class RemoteStore(Store):
         self.bucket.download(top, mirror)
         self.fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="livprep-fetch")
         weakref.finalize(self, self.fetchers.shutdown, wait=False, cancel_futures=True)
-        self._lock = threading.Lock()
+        self._lock, self.laying_out = threading.Lock(), threading.Lock()
         super().__init__(Path(path), check, mirror)
 
     @property
@@ -135,8 +135,10 @@ class RemoteVolume(VolumeArray):
         self._under_way: dict[int, Future[None]] = {}
         self._lock = threading.Lock()
         form = read_shard_format(folder)
-        if form is not None and self._key in remote.sizes and not self._file.exists():
-            self._lay_out(math.prod(form.grid_zyx) * _INDEX_ENTRY + _CRC_BYTES)
+        if form is not None and self._key in remote.sizes:
+            with remote.laying_out:  # two threads may open a volume at once; what one has mapped must stay the file
+                if not self._file.exists():
+                    self._lay_out(math.prod(form.grid_zyx) * _INDEX_ENTRY + _CRC_BYTES)
         super().__init__(folder)
 
     def _zarr(self) -> zarr.Array[Any]:

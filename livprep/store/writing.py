@@ -107,6 +107,7 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def write_root(path: Path, preparation: Preparation, profile: ProfileName, catalog_digest: str) -> None:
+    """Write the attributes of a new store into a folder; the folder is not yet published."""
     meta = StoreMeta(
         schema_version=SCHEMA_VERSION,
         created_with=f"livprep {package_version()}",
@@ -241,6 +242,7 @@ def write_channel(
 
 
 def write_case(folder: Path, content: CaseContent, profile: Profile) -> None:
+    """Write all arrays of a case but its channels into a staged folder."""
     image, labels = content.volume.image, content.volume.label_map
     grid = image.geometry
     label_values = None if labels is None else labels.labels
@@ -433,6 +435,7 @@ def add_window(store: Path, case_id: str, window: Window, order: int) -> int:
 
 
 def check_free(case: CaseStore, window: Window) -> None:
+    """Refuse a channel whose name another window of the case has: STORE_WINDOW_EXISTS."""
     for stored in case.windows:
         if stored.name == window.name and stored != window:
             raise UsageError("STORE_WINDOW_EXISTS", f"{case.case_id}: {taken(stored)}")

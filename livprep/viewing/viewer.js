@@ -16,7 +16,8 @@ async function start() {
     isOrientationTextVisible: true,
     backColor: [0, 0, 0, 1],
     crosshairColor: [0.34, 0.71, 0.91, 0.9],
-    crosshairWidth: 0.6,
+    crosshairWidth: 0.25,
+    showAllOrientationMarkers: true,
     fontColor: [0.95, 0.95, 0.95, 1],
     dragAndDropEnabled: false,
     loadingText: "",
@@ -127,13 +128,14 @@ function addLabels(nv, scene) {
   const box = byId("labels");
   box.hidden = scene.labels.length === 0;
   scene.labels.forEach((name, k) => {
+    const volume = nv.volumes[k + 1];
     const label = document.createElement("label");
     const output = document.createElement("output");
     const input = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1, step: 0.05, id: name });
     input.value = 0.45;
     const apply = () => {
       output.textContent = Number(input.value).toFixed(2);
-      nv.setOpacity(k + 1, Number(input.value));
+      nv.setOpacity(nv.volumes.indexOf(volume), Number(input.value)); // a channel may have come below it
     };
     input.addEventListener("input", apply);
     label.append(name, " ", output, input);
@@ -178,21 +180,22 @@ function addChannels(nv, scene) {
   byId("channel-box").hidden = scene.channels.length === 0;
   const select = byId("channel");
   select.append(new Option("none", ""), ...scene.channels.map((name) => new Option(name, name)));
-  let shown = null;
-  const show = async () => {
-    if (shown) nv.removeVolume(shown);
-    shown = null;
-    if (select.value) {
-      const name = `channel/${select.value}`;
-      shown = await nv.addVolumeFromUrl({ url: url(name), name: "channel.nii", colormap: "gray", cal_min: 0,
-        cal_max: 255, opacity: Number(byId("channel-opacity").value) });
-      nv.setVolume(shown, 1); // above the scan, below the labels
-      nv.updateGLVolume();
-    }
-  };
+  const loaded = new Map(); // a channel that was shown once is hidden, not removed
   const fade = () => {
-    byId("channel-out").textContent = Number(byId("channel-opacity").value).toFixed(2);
-    if (shown) nv.setOpacity(nv.volumes.indexOf(shown), Number(byId("channel-opacity").value));
+    const opacity = Number(byId("channel-opacity").value);
+    byId("channel-out").textContent = opacity.toFixed(2);
+    for (const [name, volume] of loaded) nv.setOpacity(nv.volumes.indexOf(volume), name === select.value ? opacity : 0);
+  };
+  const show = async () => {
+    const name = select.value;
+    if (name && !loaded.has(name)) {
+      const volume = await nv.addVolumeFromUrl({ url: url(`channel/${name}`), name: "channel.nii", colormap: "gray",
+        cal_min: 0, cal_max: 255, opacity: 0 });
+      nv.setVolume(volume, 1); // above the scan, below the labels
+      loaded.set(name, volume);
+    }
+    fade();
+    document.body.dataset.channel = select.value;
   };
   select.addEventListener("change", show);
   byId("channel-opacity").addEventListener("input", fade);

@@ -8,6 +8,7 @@ what another does not. A single process needs none of it: every call returns at 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from livprep.errors import LivError, UsageError
+from livprep.errors import LivError, RunError, UsageError
 
 T = TypeVar("T")
 
@@ -57,6 +58,21 @@ class Ranks:
                 f"device {wanted!r} for {self.world} processes: expected auto, cuda (one for each process) or cpu",
             )
         return f"cuda:{self.local}"
+
+    def wait(self) -> None:
+        """Return once every rank has come here."""
+        self.largest(0)
+
+    def check_same(self, what: str, value: int) -> None:
+        """Check that every rank read the same; a file system may show them different files for a moment.
+
+        Raises
+        ------
+        RunError
+            CHECKPOINT_CORRUPT, on every rank.
+        """
+        if len(set(found := self.gather(value))) > 1:
+            raise RunError("CHECKPOINT_CORRUPT", f"{what} is {found} on the processes, expected one; start again")
 
     def largest(self, *values: float) -> list[float]:
         """The largest of each value over the ranks."""
@@ -121,6 +137,8 @@ class Ranks:
         """The network whose gradients are averaged over ranks; it starts from rank 0's weights."""
         if self.world == 1:
             return network
+        # the strides of a 1 x 1 x 1 kernel mean nothing; torch remarks on them at the first step
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
 
 

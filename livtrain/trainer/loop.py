@@ -60,11 +60,13 @@ def fit(
     """
     with joined(settings.device) as ranks, reproducible(settings.deterministic), StopRequests() as stop:
         told: Say = say if ranks.first else lambda _: None
+        ranks.wait()  # rank 0 may still be writing what all of them read now
         saved = open_run(run_dir, resume)
         plan = agree_on_plan(store, settings, ranks, told)  # nothing is written before all have looked
         run = Run(plan, ranks)
         if saved is not None:
             run.restore(saved)
+            ranks.check_same("the step of the checkpoint", run.step)
             told(f"resumed at step {run.step}")
         run_dir.mkdir(parents=True, exist_ok=True)
         if ranks.first:

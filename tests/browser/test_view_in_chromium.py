@@ -132,17 +132,18 @@ def test_the_liver_lies_on_the_r_side_and_the_spine_below(shown: tuple[Any, list
     bone = np.argwhere(canvas(page).min(axis=2) > 200)
     spine = bone[np.abs(bone[:, 1] - body[:, 1].mean()) < 60]
     assert len(spine) > 50
+    vertebra = spine[np.abs(spine - np.median(spine, axis=0)).sum(axis=1).argmin()]  # the middle may be the canal
     assert np.median(spine[:, 0]) > body[:, 0].mean() + 20  # below: posterior
     # A click on the left of the body is a place to the patient's right, in the scan's own millimeters.
     box = page.locator("#gl").bounding_box()
     row, column = liver.mean(axis=0)
     middle = body.mean(axis=0)
     places = []
-    for y, x in ((row, column), (middle[0], middle[1]), (np.median(spine[:, 0]), np.median(spine[:, 1]))):
+    for y, x in (tuple(vertebra), (middle[0], middle[1]), (row, column)):
         page.mouse.click(box["x"] + float(x), box["y"] + float(y))
         page.wait_for_timeout(200)
         places.append(page.evaluate("livprepLocation"))
-    liver_at, middle_at, spine_at = places
+    spine_at, middle_at, liver_at = places
     assert liver_at["mm"][0] > middle_at["mm"][0] + 5  # RAS: x grows to the right
     assert liver_at["label"] in (1, 2)
     assert spine_at["mm"][1] < middle_at["mm"][1] - 5  # y grows to the front
@@ -166,10 +167,14 @@ def test_a_channel_of_the_whole_scan_is_an_overlay(shown: tuple[Any, list[str]])
     set_slider(page, "reference", 0.0)
     before = canvas(page)
     page.select_option("#channel", "equalized_volume")
-    page.wait_for_function("livprepViewer.volumes.length === 3", timeout=30_000)
+    page.wait_for_selector("body[data-channel='equalized_volume']", timeout=30_000)
     assert np.abs(canvas(page) - before).mean() > 3
+    set_slider(page, "reference", 0.6)
+    assert len(liver_pixels(canvas(page))) > 500  # the labels stay above it, and their slider stays theirs
+    set_slider(page, "reference", 0.0)
     page.select_option("#channel", "")
-    page.wait_for_function("livprepViewer.volumes.length === 2")
+    page.wait_for_selector("body[data-channel='']")
+    assert np.abs(canvas(page) - before).max() <= 2
     assert any(url.endswith("volume/channel/equalized_volume.nii") for url in asked)
 
 
@@ -191,6 +196,17 @@ def test_no_request_leaves_the_loopback(shown: tuple[Any, list[str]], address: s
     assert {(url.scheme, url.netloc) for url in served} == {("http", urlsplit(address).netloc)}
     refused = page.evaluate("fetch('https://example.org/').then(() => 'reached', () => 'refused')")
     assert refused == "refused"  # the policy, before any packet
+
+
+def test_a_screenshot_for_the_guide(shown: tuple[Any, list[str]]) -> None:
+    """Written where LIVPREP_SCREENSHOT says; the picture of docs/looking.md."""
+    page, _ = shown
+    page.evaluate("livprepViewer.setCrosshairWidth(0.25); document.getElementById('status').style.visibility = ''")
+    set_slider(page, "reference", 0.45)
+    choose(page, "slices + 3D")
+    page.wait_for_timeout(500)
+    data = page.screenshot(path=os.environ.get("LIVPREP_SCREENSHOT"))
+    assert data.startswith(b"\x89PNG")
 
 
 def test_a_wrong_token_shows_nothing(shown: tuple[Any, list[str]], address: str) -> None:

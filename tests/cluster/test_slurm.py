@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -143,3 +144,19 @@ def test_a_fit_that_was_preempted_twenty_times(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     preempted(slurm, shutil.copytree(small_store, tmp_path / "liver.zarr"), tmp_path, times=20, steps=2400)
+
+
+def test_workers_may_be_slurm_jobs_of_dask(
+    slurm: Slurm, phantom_lits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--cluster slurm`: TLS with credentials of the run alone, nothing left in the queue or the folder."""
+    monkeypatch.chdir(tmp_path)
+    words = ("ingest", phantom_lits, "--store", tmp_path / "store", "--cluster", "slurm", "--workers", 2, "--json")
+    receipts = [json.loads(line) for line in slurm.call("livprep", *words).splitlines()]
+    assert sorted((r["case"], r["status"]) for r in receipts) == [
+        ("lits-028", "published"), ("lits-048", "published"), ("lits-068", "published"),
+    ]  # fmt: skip
+    list(run_ingest(plan_ingest(IngestRequest((phantom_lits,), tmp_path / "serial", workers=1))))
+    assert tree_hash(tmp_path / "store") == tree_hash(tmp_path / "serial")
+    assert not list(tmp_path.glob(".livprep-*"))
+    wait_for(lambda: slurm.call("squeue", "--noheader", "--name=dask-worker") == "", "the workers to leave the queue")

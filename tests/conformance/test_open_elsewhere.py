@@ -163,3 +163,52 @@ def test_a_foreign_tree_can_copy_a_case(case: CaseStore, tmp_path: Path) -> None
     shutil.copytree(case.path, tmp_path / "copy")
     with xarray.open_datatree(tmp_path / "copy", engine="zarr") as tree:
         np.testing.assert_array_equal(tree["hu/scale0/image"], case.read_hu())
+
+
+def test_tensorstore_reads_every_volume(case: CaseStore) -> None:
+    import tensorstore
+
+    read = {
+        "hu/scale0/image": case.read_hu(),
+        "hu/labels/liver_tumor/image": case.read_labels(),
+        "windows/wl40_ww220/scale0/image": case.read_window("wl40_ww220"),
+        "train/packed": case.read_packed(),
+    }
+    for name, expected in read.items():
+        where = {"driver": "file", "path": f"{case.path / name}/"}
+        opened = tensorstore.open({"driver": "zarr3", "kvstore": where}, read=True).result()
+        assert list(opened.domain.labels) == ["z", "y", "x"]
+        np.testing.assert_array_equal(opened.read().result(), expected)
+        np.testing.assert_array_equal(opened[3:9, 5:20, 7].read().result(), expected[3:9, 5:20, 7])
+
+
+def test_windows_are_ome_images_with_their_own_channel(case: CaseStore) -> None:
+    """uint8 channels are shown from 0 to 255, under their own names, in the stored order."""
+    for order, name in enumerate(case.window_names):
+        attributes = json.loads((case.path / "windows" / name / "zarr.json").read_text())["attributes"]
+        (channel,) = attributes["ome"]["omero"]["channels"]
+        assert channel["label"] == name
+        assert channel["window"] == {"min": 0, "max": 255, "start": 0, "end": 255}
+        assert attributes["livprep"]["order"] == order
+        (multiscale,) = attributes["ome"]["multiscales"]
+        assert [axis["orientation"]["type"] for axis in multiscale["axes"]] == ["anatomical"] * 3
+
+
+def test_the_pages_blocks_open_a_case(case: CaseStore) -> None:
+    """The blocks of docs/opening-the-store.md, run on this case."""
+    import re
+
+    page = (Path(__file__).parents[2] / "docs/opening-the-store.md").read_text(encoding="utf-8")
+    blocks = dict(
+        re.findall(r"^## (xarray|zarr-python|tensorstore|ITK)[^\n]*\n+```python\n(.*?)^```", page, re.M | re.S)
+    )
+    assert set(blocks) == {"xarray", "zarr-python", "tensorstore", "ITK"}
+    for name, block in blocks.items():
+        script = block.replace("liver.zarr/cases/ircadb-01", str(case.path))
+        if name == "ITK":
+            script += "print(image.GetSize(), image.GetSpacing())\n"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), name
+    assert str(case.shape_zyx[::-1]) in done.stdout

@@ -13,6 +13,7 @@ SMALLEST = ("--cases", "2", "--size", "48", "--peers", "none", "--patches", "1",
 QUICK = ("--warm", "0.1", "--cold-rounds", "1", "--cold-patches", "4")
 
 
+@pytest.mark.nightly
 def test_the_loader_benchmark_measures_warm_and_cold_and_weighs_the_arrays(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     report = tmp_path / "loader.md"
@@ -32,6 +33,7 @@ def test_the_loader_benchmark_measures_warm_and_cold_and_weighs_the_arrays(tmp_p
     assert re.search(r"^\| train/packed \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", sizes, re.MULTILINE)
 
 
+@pytest.mark.nightly
 def test_the_ingest_cost_benchmark_sums_the_unavoidable_parts(tmp_path: Path) -> None:
     done = run(
         sys.executable, "-m", "benchmarks.bench_ingest_cost", "--phantoms", "48", "--rounds", "1", "--peers", "none",
@@ -45,6 +47,7 @@ def test_the_ingest_cost_benchmark_sums_the_unavoidable_parts(tmp_path: Path) ->
     assert done.stdout.count("x the unavoidable parts, at most 1.3 wanted") == 4
 
 
+@pytest.mark.nightly
 def test_the_cascade_benchmark_compares_both_livers(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     tiny = [f"--set={each}" for each in ("width=2", "patch_zyx=[16,16,16]", "batch=1", "overlap=0")]

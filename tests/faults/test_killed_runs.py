@@ -193,7 +193,11 @@ def killed_while_replacing(
 
 @pytest.mark.parametrize(
     ("options", "step"),
-    [((), "fsync:60:before"), (("--profile", "small"), "rename:2:after"), (("--profile", "small"), "replace:9:before")],
+    [
+        ((), "fsync:60:before"),
+        (("--profile", "small"), "rename:2:after"),
+        pytest.param(("--profile", "small"), "replace:9:before", marks=pytest.mark.nightly),
+    ],
 )
 def test_killed_while_replacing_no_channel_is_lost(
     undisturbed: tuple[Path, dict[str, str]], tmp_path: Path, options: tuple[str, ...], step: str
@@ -262,8 +266,10 @@ def six_cases(phantom_lits: Path, phantom_ircadb: Path, tmp_path_factory: pytest
     return shutil.copytree(phantom_ircadb, sources, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGUSR2, 1)],  # every pair: nightly
+)
 def test_stopped_runs_exit_with_their_code_and_leave_nothing(
     six_cases: Path, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:

@@ -73,7 +73,8 @@ def test_a_step_moves_the_windows_by_their_gradient() -> None:
 
 def test_the_gradient_is_that_of_differences() -> None:
     """Through augmentation's units and back, the slope of the loss over the center is the one that is computed."""
-    run = _run("amp=fp64", "augment={preset: none}")
+    # no voxel lies on an edge of these windows, where a clamp has two slopes
+    run = _run("amp=fp64", "augment={preset: none}", "windows=learned:40.3/220,60.4/140")
     assert isinstance(run.network, WindowedNetwork)
     batch = _first_batch(run)
     center, losses = run.network.windows.center, []
