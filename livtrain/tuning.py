@@ -23,9 +23,9 @@ from livprep.errors import UsageError
 from livprep.labels import Label, LabelArray
 from livprep.store import Store
 from livprep.volume import LabelledVolume, Volume
-from livtrain.checkpoint import load_checkpoint
+from livtrain.checkpoint import load_checkpoint, run_folders
 from livtrain.cleanup import DEFAULT, Cleanup, clean_liver, write_tuned
-from livtrain.inference import LoadedScan, PredictOptions, Predictor, load_stage
+from livtrain.inference import LoadedScan, PredictOptions, Predictor, StageModel, load_stage
 from livtrain.postprocess import BoolArray, bounding_box
 
 MIN_GAIN = 0.001
@@ -86,7 +86,8 @@ def tune(
     Parameters
     ----------
     run
-        A run folder of any stage.
+        A run folder of any stage, or one of folds: each then segments its own validation cases, and all get the
+        choices that are best over all of them.
     store
         The store with the run's validation cases.
     liver
@@ -103,28 +104,49 @@ def tune(
     UsageError
         The run has no validation case that the store holds with labels, or a tumor run comes without a liver run.
     """
-    model = replace(load_stage(run, ("liver", "tumor", "multiclass")), cleanup=Cleanup())
-    name = model.stage.name
+    folders = run_folders(run)
+    models = [replace(load_stage(folder, ("liver", "tumor", "multiclass")), cleanup=Cleanup()) for folder in folders]
+    name = models[0].stage.name
     if name == "tumor" and not liver:
         raise UsageError("USAGE", f"{run}: of stage tumor, whose liver must be predicted first; expected --liver RUN")
-    options = PredictOptions(probabilities=True)
-    if name == "tumor":
-        livers = [load_stage(path, ("liver", "multiclass")) for path in liver]
-        predictor = Predictor(livers, [model], options, device)
-    else:
-        predictor = Predictor([model], (), options, device)
-    cases = _validation_cases(run, store, say)
-    with tempfile.TemporaryDirectory(prefix="livtrain-tune-") as folder:
-        files = []
-        for case_id in cases:
-            files.append(Path(folder) / f"{case_id}.npz")
-            _segment(predictor, store, case_id, files[-1], name)
-            say(f"{case_id}: segmented")
+    livers = [_Liver.load(path) for each in liver for path in run_folders(each)] if name == "tumor" else []
+    cases: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="livtrain-tune-") as temporary:
+        files: list[Path] = []
+        for folder, model in zip(folders, models, strict=True):
+            for case_id in _validation_cases(folder, store, say):
+                files.append(Path(temporary) / f"{len(files)}.npz")
+                _segment(_predictor(model, livers, case_id, device), store, case_id, files[-1], name)
+                cases.append(case_id)
+                say(f"{case_id}: segmented")
         found = _choose(name, files, min_gain)
     cleanup = Cleanup(**{key: value for key, value in found.chosen.items() if value is not None})
-    facts = {"stage": name, "cases": list(cases), "dice_before": found.before, "dice_after": found.after}
-    path = write_tuned(run, cleanup, **facts)
-    return replace(found, run=str(run), cases=cases, path=str(path))
+    facts = {"stage": name, "cases": cases, "dice_before": found.before, "dice_after": found.after}
+    paths = [write_tuned(folder, cleanup, **facts) for folder in folders]
+    return replace(found, run=str(run), cases=tuple(cases), path=str(paths[0] if len(paths) == 1 else run))
+
+
+@dataclass(frozen=True, eq=False)
+class _Liver:
+    """A network for the liver, and the cases that it was trained on."""
+
+    model: StageModel
+    train: frozenset[str]
+
+    @classmethod
+    def load(cls, run: Path) -> _Liver:
+        """Of a run folder."""
+        train = load_checkpoint(run).cases.get("train", [])
+        return cls(load_stage(run, ("liver", "multiclass")), frozenset(train))
+
+
+def _predictor(model: StageModel, livers: Sequence[_Liver], case_id: str, device: torch.device | str) -> Predictor:
+    """The networks for a case: of the livers those that were not trained on it, where there are any (folds)."""
+    options = PredictOptions(probabilities=True)
+    if not livers:
+        return Predictor([model], (), options, device)
+    unseen = [each.model for each in livers if case_id not in each.train]
+    return Predictor(unseen or [each.model for each in livers], [model], options, device)
 
 
 def _validation_cases(run: Path, store: Store, say: Callable[[str], None]) -> tuple[str, ...]:

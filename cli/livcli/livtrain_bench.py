@@ -146,3 +146,101 @@ def _row(found: Throughput) -> str:
         f"{found.tier:<7} {found.threads:>7} {found.patches_per_s:>10.1f} {found.bytes_per_s / 1e6:>7.0f} "
         f"{found.cpu_ms_per_patch:>13.2f} {found.cpu_share:>10.0%} {found.start_s:>8.2f} {waiting:>8}"
     )
+
+
+@bench.command(
+    epilog="Example: livtrain bench step --preset gpu --set patch_zyx=[128,128,128] --steps 50",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@store_option
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Measured, after two others.")
+@click.option("--stage", type=click.Choice(["liver", "tumor", "multiclass"]), default="liver", show_default=True,
+              help="Which stage is trained.")  # fmt: skip
+@click.option("--preset", help="As fit's; by default the device's.")
+@click.option("--windows", help="As fit's.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As fit's; repeat it for several.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@output_options
+def step(
+    store: Path,
+    steps: int,
+    stage: str,
+    preset: str | None,
+    windows: str | None,
+    assignments: tuple[str, ...],
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train some steps on the store's patches, keep nothing, and print steps/s, patches/s, waiting and memory."""
+    from livprep.store import open_store
+    from livtrain.trainer.measuring import measure_steps
+    from livtrain.trainer.plan import settings_for_run
+
+    options = {"stage": stage, "windows": windows, "device": device}
+    settings, _ = settings_for_run(None, False, preset, None, assignments, options)
+    found = measure_steps(open_store(store), settings, steps, lambda text: say(quiet, text))
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    patch = "x".join(map(str, found.patch_zyx))
+    click.echo(
+        f"{found.network} ({found.parameters:,} parameters), {found.batch} x {patch} on {found.device}: "
+        f"{found.step_ms:.1f} ms a step, {found.patches_per_s:.2f} patches/s, {found.data_wait_fraction:.1%} waiting, "
+        f"{max(found.peak_memory_bytes, found.device_memory_bytes) / 2**30:.2f} GiB"
+    )
+
+
+@bench.command(
+    epilog="Example: livtrain bench predict lits-003 --liver runs/liver --tumor runs/tumor",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.argument("sources", nargs=-1, metavar="SRC...")
+@store_option
+@click.option("--liver", type=click.Path(path_type=Path), multiple=True, help="As predict's.")
+@click.option("--tumor", type=click.Path(path_type=Path), multiple=True, help="As predict's.")
+@click.option("--preset", help="Without --liver: of untrained networks for both stages; by default the device's.")
+@click.option("--tta", is_flag=True, help="As predict's.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@output_options
+def predict(
+    sources: tuple[str, ...],
+    store: Path,
+    liver: tuple[Path, ...],
+    tumor: tuple[Path, ...],
+    preset: str | None,
+    tta: bool,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Segment cases of the store (without SRC all) or scans in files, and print seconds, the networks' share, memory.
+
+    Nothing is written.
+    """
+    from livprep.catalog import load_catalog
+    from livprep.prepare import Preparation
+    from livprep.store import is_store, open_store
+    from livtrain.checkpoint import run_folders
+    from livtrain.config import resolve
+    from livtrain.inference import PredictOptions, Predictor, find_scans, load_stage
+    from livtrain.inference.measuring import measure_predictions, untrained
+    from livtrain.trainer.plan import choose_device, default_preset
+
+    chosen = choose_device(device)
+    first = [load_stage(run, ("liver", "multiclass")) for path in liver for run in run_folders(path)]
+    second = [load_stage(run, ("tumor",)) for path in tumor for run in run_folders(path)]
+    if not first:
+        settings = resolve(preset=preset, fallback_preset=default_preset(device))
+        preparation = open_store(store).preparation if is_store(store) else Preparation()
+        first, second = [untrained("liver", settings, preparation)], [untrained("tumor", settings, preparation)]
+        say(quiet, f"untrained networks of the preset {settings.preset}")
+    scans, _ = find_scans(sources, store, load_catalog())
+    predictor = Predictor(first, second, PredictOptions(tta=tta), chosen)
+    for found in measure_predictions(scans, predictor, chosen):
+        click.echo(
+            json.dumps(asdict(found))
+            if as_json
+            else f"{found.case:<14} {found.seconds:8.1f} s ({found.network_share:.0%} network)  "
+            f"{found.voxels_per_s / 1e6:.2f} Mvoxel/s  peak {found.peak_memory_bytes / 2**30:.2f} GiB"
+        )

@@ -52,7 +52,7 @@ def test_the_cascade_benchmark_compares_both_livers(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     tiny = [f"--set={each}" for each in ("width=2", "patch_zyx=[16,16,16]", "batch=1", "overlap=0")]
     done = run(
-        sys.executable, "-m", "benchmarks.bench_cascade", "--cases", "3", "--size", "48", "--seconds", "1", *tiny,
+        sys.executable, "-m", "benchmarks.bench_cascade", "--cases", "3", "--size", "48", "--seconds", "1", "1", *tiny,
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from livprep.prepare import Preparation
 from livprep.splits import Split
 from livprep.store import Store, open_store
 from livprep.volume import LabelledVolume, Volume
-from livtrain.checkpoint import Checkpoint
+from livtrain.checkpoint import Checkpoint, load_checkpoint
 from livtrain.cleanup import TUNED, Cleanup, read_tuned, write_tuned
 from livtrain.config import Settings, WindowSetting
 from livtrain.inference import LoadedScan, PredictOptions, Predictor, StageModel, load_stage
@@ -137,6 +137,24 @@ def test_a_least_lesion_is_found_inside_the_predicted_liver(
     assert found.before["tumor"] < found.after["tumor"] == pytest.approx(1.0)
     with pytest.raises(UsageError, match="of stage tumor, whose liver must be predicted first"):
         tune(run, store)
+
+
+def test_folds_are_tuned_together_with_livers_that_do_not_know_the_case(
+    tmp_path: Path, store: Store, networks: dict[str, Callable[[Tensor], Tensor]]
+) -> None:
+    networks.update({"fold-0": _shy_liver, "fold-1": _shy_liver})
+    for number, case_id in enumerate(("lits-003", "lits-004")):
+        _run(tmp_path / "liver" / f"fold-{number}", "liver", (case_id,))
+    found = tune(tmp_path / "liver", store)
+    assert (found.cases, found.chosen) == (("lits-003", "lits-004"), {"liver_threshold": 0.3})
+    for number in (0, 1):
+        assert read_tuned(tmp_path / "liver" / f"fold-{number}") == Cleanup(liver_threshold=0.3)
+    networks.update(tumor=_tumor, known=lambda x: x - 9, other=_sure_liver)
+    runs = [_run(tmp_path / name, "liver") for name in ("known", "other")]
+    checkpoint = load_checkpoint(runs[0])
+    replace(checkpoint, cases={"train": ["lits-004"], "val": []}).save(runs[0] / "best.pt")
+    found = tune(_run(tmp_path / "tumor", "tumor"), store, liver=runs)
+    assert found.after["tumor"] == pytest.approx(1.0)  # the liver that was trained on the case finds nothing
 
 
 def test_defaults_stay_where_nothing_helps(
