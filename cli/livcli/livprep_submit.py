@@ -36,7 +36,27 @@ class Amount(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+_OWN = {"--batch": 1, "--tasks": 1, "--mem": 1, "--cpus": 1, "--gpus": 1, "--go": 0}
+"""Options of submit that no other command has, with the number of their values."""
+
+
+class _Submit(click.Command):
+    """Takes its own options behind COMMAND too, as long as COMMAND has none of that name (fit has a --time)."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = _OWN if "fit" in args else _OWN | {"--time": 1}
+        before, behind, rest = list[str](), list[str](), iter(args)
+        for word in rest:
+            name, has_value, _ = word.partition("=")
+            target = before if name in own else behind
+            target.append(word)
+            if name in own and own[name] and not has_value:
+                before += [value for value in (next(rest, None),) if value is not None]
+        return super().parse_args(ctx, before + behind)
+
+
 @click.command(
+    cls=_Submit,
     epilog="Example: livprep submit --tasks 16 --time 2h --mem 16G --cpus 4 ingest ircadb/ lits/ | sbatch",
     context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False},
 )
@@ -63,7 +83,7 @@ def submit(
 ) -> None:
     """Print a batch script for a livprep or livtrain command, such as `ingest ircadb/` or `livtrain fit`.
 
-    Options of submit stand before COMMAND. With --tasks N the job is an array whose tasks take part 1 to N each; one
+    With --tasks N the job is an array whose tasks take part 1 to N each; one
     that failed may be submitted again alone, as by `sbatch --array=3`. USR2 is sent 120 s before --time ends: ingest
     drops what is in flight, fit saves its step and goes back into the queue (PBS: is to be submitted again).
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -20,10 +21,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livcli import livtrain_main
+from livcli import livprep_main, livtrain_main
 from livcli.batch import Resources, Work, parse_memory_mib, parse_time_s, script
 from livcli.livprep_ingest import Part
-from livcli.livprep_submit import hand_over, prepare_work, submit
+from livcli.livprep_submit import _OWN, hand_over, prepare_work, submit
 from livprep.errors import UsageError
 
 INGEST = Work("livprep-ingest", ("/env/bin/livprep", "ingest", "/data/3D ircadb", "--store", "/data/s.zarr"), "/data")
@@ -386,3 +387,32 @@ def test_a_part_may_come_from_the_array(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(name)
     with pytest.raises(click.BadParameter, match="no task of a job array"):
         Part().convert("auto/4", None, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ingest data --tasks 4 --mem 8G --time 2h",
+        "--time 2h ingest data --tasks=4 --mem=8G",
+        "ingest --tasks 4 --time 2h data --mem 8G",
+    ],
+)
+def test_options_of_submit_may_stand_behind_the_command(line: str) -> None:
+    expected = CliRunner().invoke(submit, ["--tasks", "4", "--mem", "8G", "--time", "2h", "ingest", "data"])
+    assert expected.exit_code == 0, expected.output
+    assert "#SBATCH --array=1-4" in expected.output
+    assert CliRunner().invoke(submit, line.split()).output == expected.output
+
+
+def test_fits_own_time_limit_stays_fits() -> None:
+    found = CliRunner().invoke(submit, ["--time", "3h", "livtrain", "fit", "--time", "2h"]).output
+    assert "#SBATCH --time=03:00:00" in found
+    assert "--time 2h --resume" in found
+
+
+def test_no_command_has_an_option_that_submit_takes_from_behind_it() -> None:
+    for name, (at, _) in (livprep_main.COMMANDS | livtrain_main.COMMANDS).items():
+        if name != "submit":
+            module, _, attribute = at.partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            assert not {option for param in command.params for option in param.opts} & _OWN.keys(), name
