@@ -36,7 +36,7 @@ class Amount(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-_OWN = {"--batch": 1, "--tasks": 1, "--mem": 1, "--cpus": 1, "--gpus": 1, "--go": 0}
+_OWN = {"--tasks": 1, "--mem": 1, "--cpus": 1, "--gpus": 1, "--go": 0}
 """Options of submit that no other command has, with the number of their values."""
 
 
