@@ -27,6 +27,8 @@ from benchmarks.machine import describe
 
 DATASET = "Dataset501_Phantoms"
 LIVER_SHARE = 0.3
+WINDOWS = ("--wl", 40, "--ww", 220, "--wl", 110, "--ww", 220)
+"""[-70, 150] and [0, 220] HU: the first alone saturates livers in the portal phase, and lesions that are brighter."""
 WANTED = {"liver": 0.95, "tumor": 0.60}
 
 
@@ -99,7 +101,7 @@ def ours(diary: Diary, folder: Path, options: argparse.Namespace) -> None:
 
     diary.do("phantom", lambda: again((*data, "--seed", options.seed), "data"))
     diary.do("ingest", lambda: again(("ingest", "data", "--spacing", options.spacing, "-q"), "liver.zarr"))
-    diary.do("window", lambda: livprep("window", "--wl", 40, "--ww", 220, "--wl", 60, "--ww", 140, "-q", cwd=folder))
+    diary.do("window", lambda: livprep("window", *WINDOWS, "-q", cwd=folder))
     diary.do("split", lambda: livprep("split", "--val", 0.17, "--test", 0.25, cwd=folder))
     total_s = 60 * options.minutes
     for stage, share in (("liver", LIVER_SHARE), ("tumor", 1 - LIVER_SHARE)):
@@ -120,13 +122,13 @@ def nnunet(diary: Diary, folder: Path, options: argparse.Namespace) -> None:
     environment = roots | {
         "nnUNet_extTrainer": str(Path(__file__).with_name("nnunet_trainer")),
         "NNUNET_WALL_S": f"{60 * options.minutes:.0f}",
-        "nnUNet_n_proc_DA": "0" if options.threads == 1 else "1",
+        "nnUNet_n_proc_DA": str(options.threads),
         "nnUNet_compile": "false",
         "PYTHONPATH": "",
     }
 
-    def run(program: str, *arguments: object) -> None:
-        call(options.nnunet / program, *arguments, cwd=folder, **environment)
+    def run(program: str, *arguments: object, **more: str) -> None:
+        call(options.nnunet / program, *arguments, cwd=folder, **environment | more)
 
     def export() -> None:
         shutil.rmtree(raw, ignore_errors=True)
@@ -141,7 +143,10 @@ def nnunet(diary: Diary, folder: Path, options: argparse.Namespace) -> None:
     diary.do("nnU-Net export", export)
     diary.do("nnU-Net plan_and_preprocess", plan)
     trainer = ("-tr", "nnUNetTrainerWallTime")
-    diary.do("nnU-Net train", lambda: run("nnUNetv2_train", 501, "3d_fullres", 0, *trainer, "-device", "cpu"))
+    fit = (501, "3d_fullres", 0, *trainer, "-device", "cpu")
+    # with one thread it augments in its own process; with more, half of them do, and the network takes all
+    workers = str(options.threads // 2)
+    diary.do("nnU-Net train", lambda: run("nnUNetv2_train", *fit, nnUNet_n_proc_DA=workers))
     where = ("-i", raw / "imagesTs", "-o", folder / "theirs", "-d", 501, "-c", "3d_fullres", "-f", 0)
     plain = ("--disable_tta", "-npp", 1, "-nps", 1, "-device", "cpu")
     diary.do("nnU-Net predict", lambda: run("nnUNetv2_predict", *where, *trainer, *plain))

@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
@@ -19,6 +20,7 @@ class nnUNetTrainerWallTime(nnUNetTrainer):  # noqa: N801 - nnU-Net finds a trai
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 10, 1
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # its command line takes every core for a CPU
         self._wall_s = float(os.environ.get("NNUNET_WALL_S", "60"))
 
     def run_training(self) -> None:

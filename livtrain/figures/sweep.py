@@ -51,7 +51,7 @@ def draw_heat_map(
     if published is not None:
         _frame(axes, levels, widths, published)
     if axes.patches:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     temporary = path.with_name(f".{path.name}.tmp")
     FigureCanvasAgg(figure).print_png(temporary)
     temporary.replace(path)
