@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from building import tree_hash
+from slurm_node import Slurm, slurm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from poison import held
@@ -20,9 +20,6 @@ from poison import held
 from livprep.cohort import IngestRequest, plan_ingest, run_ingest
 from livprep.store import is_store, open_store, remove_staging, staging_entries
 from livprep.synthesis import write_lits
-
-if TYPE_CHECKING:
-    from conftest import Slurm
 
 TINY = ("--set", "patch_zyx=[8,16,16]", "--set", "width=2", "--set", "overlap=0", "--set", "train_dice_cases=1")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from building import flip_bit, tree_hash
+from s3_endpoint import endpoint, prefix
 
 from livprep.cohort import IngestRequest, plan_ingest, plan_windows, remove_windows, run_ingest, run_windows
 from livprep.errors import LivError, StoreError

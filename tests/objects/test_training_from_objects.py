@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from s3_endpoint import endpoint, prefix
 
 from livcli.livtrain_fit import fit
 from livprep.cohort import IngestRequest, plan_ingest, plan_windows, run_ingest, run_windows
