@@ -60,7 +60,7 @@ def main() -> None:
     rows = [tried(diary, folder, *pair, options) for pair in ((a, b), (b, a))]
     print("| trained on | tried on | steps | Dice on itself | liver Dice | HD95, mm |\n|---|---|---|---|---|---|")
     print("\n".join(rows))
-    print(f"\n{options.minutes:g} minutes each on {options.threads} thread(s), {options.spacing} mm, the store's grid.")
+    print(f"\n{options.minutes:g} min each, {options.threads} thread(s), {options.spacing} mm; the scan's own grid.")
     print(describe("livprep", "torch"))
     print(f"Curves and previews: {folder}/runs (not for publication)", file=sys.stderr)
 
