@@ -9,8 +9,10 @@ import contextlib
 import logging
 import os
 import resource
+import shlex
 import shutil
 import signal
+import sys
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -165,9 +167,10 @@ def _start_slurm(crew: Crew, count: int) -> Any:
     cluster = SLURMCluster(
         cores=1,
         processes=1,
+        python=shlex.quote(sys.executable),  # it goes into a shell script as it is
         protocol="tls://",
         security=Security.temporary(),
-        shared_temp_directory=str(shared),
+        shared_temp_directory=shared.name,  # jobs start in this folder, whose own name may hold spaces
         scheduler_options={"dashboard_address": f"{LOOPBACK}:0"},
         **needed,
     )
