@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -217,8 +218,7 @@ def test_bash_reads_every_script(words: list[str], system: Any, again: bool, tim
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-PROGRAM = """#!{python}
-import os, signal, sys, time
+PROGRAM = """import os, signal, sys, time
 def stop(number, frame):
     os._exit({{signal.SIGUSR2: {code}, signal.SIGTERM: 143}}[number])
 for number in (signal.SIGUSR2, signal.SIGTERM):
@@ -234,7 +234,8 @@ def run_fit(
 ) -> tuple[int, str]:
     """Run a fit script whose program ends as told; the shell's exit code and what scontrol was asked."""
     program, tool = folder / "program", folder / "scontrol"
-    program.write_text(PROGRAM.format(python=sys.executable, code=code, seconds=seconds, end=end))
+    (folder / "program.py").write_text(PROGRAM.format(code=code, seconds=seconds, end=end))
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" program.py\n')  # its path may hold a space
     tool.write_text('#!/bin/bash\necho "$@" >> asked\n')
     for path in (program, tool):
         path.chmod(0o755)
@@ -285,6 +286,11 @@ def call(*words: str) -> Any:
     return CliRunner().invoke(submit, words, standalone_mode=False, catch_exceptions=True)
 
 
+def own(program: str) -> str:
+    """How a script calls one of our programs, quoted where its place asks for it."""
+    return shlex.quote(str(Path(sys.executable).parent / program))
+
+
 def last_line(outcome: Any) -> str:
     return str(outcome.output.rstrip("\n").splitlines()[-1])
 
@@ -294,10 +300,10 @@ def test_paths_become_absolute_and_the_store_is_said(tmp_path: Path, monkeypatch
     monkeypatch.setenv("LIVPREP_STORE", "my store.zarr")
     line = last_line(call("--tasks", "3", "ingest", "in put/", "../other", "--cases", "ircadb-*"))
     assert line.endswith(
-        f"livprep ingest '{tmp_path}/in put' {tmp_path.parent}/other --store '{tmp_path}/my store.zarr' "
+        f"{own('livprep')} ingest '{tmp_path}/in put' {tmp_path.parent}/other --store '{tmp_path}/my store.zarr' "
         "--cases 'ircadb-*' --part \"$SLURM_ARRAY_TASK_ID/3\""
     )
-    assert line.startswith("exec /")
+    assert line.startswith("exec ")
 
 
 def test_options_of_every_kind_are_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +312,7 @@ def test_options_of_every_kind_are_spelled_out(tmp_path: Path, monkeypatch: pyte
     words = ("predict", "scan.nii", "lits-000", "-o", "out", "--liver", "a", "--liver", "b", "--no-keep-largest", "-vv")
     line = last_line(call("livtrain", *words, "--store", "s3://bucket/liver"))
     assert line.endswith(
-        f"livtrain predict {tmp_path}/scan.nii lits-000 --out {tmp_path}/out --store s3://bucket/liver "
+        f"{own('livtrain')} predict {tmp_path}/scan.nii lits-000 --out {tmp_path}/out --store s3://bucket/liver "
         f"--liver {tmp_path}/a --liver {tmp_path}/b --no-keep-largest --verbose --verbose"
     )
 
@@ -316,14 +322,14 @@ def test_a_folder_named_like_a_value_changes_nothing(tmp_path: Path, monkeypatch
     for name in ("liver", "nifti"):
         (tmp_path / name).mkdir()
     assert "--stage liver" in call("fit", "--stage", "liver").output
-    assert f"livprep export nifti {tmp_path}/dest " in call("export", "nifti", "dest").output
+    assert f"{own('livprep')} export nifti {tmp_path}/dest " in call("export", "nifti", "dest").output
 
 
 def test_fit_resumes_and_several_gpus_take_torchrun() -> None:
     one, two = call("fit").output, call("--gpus", "2", "livtrain", "fit", "--resume").output
     assert [text.count("--resume") for text in (one, two)] == [1, 1]
     assert "torchrun" not in one
-    assert "torchrun --standalone --nproc-per-node=2 --no-python /" in two
+    assert f"{own('torchrun')} --standalone --nproc-per-node=2 --no-python {own('livtrain')} " in two
 
 
 def test_a_sweep_is_one_cell_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
