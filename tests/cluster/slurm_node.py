@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,11 +72,10 @@ def slurm() -> Slurm:
     setting = dict(os.environ) | {"SLURM_CONF": str(CONF), "OMP_NUM_THREADS": "1"}
     setting["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{setting['PATH']}"
     setting["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "cli"), setting.get("PYTHONPATH", ""))))
-    try:
+    there = CONF.is_file() and shutil.which("sinfo") is not None  # without a server, sinfo asks for a minute
+    if there:
         done = subprocess.run(["sinfo", "--noheader"], env=setting, capture_output=True, check=False, timeout=60)
-        there = CONF.is_file() and done.returncode == 0
-    except FileNotFoundError:
-        there = False
+        there = done.returncode == 0
     if not there:
         reason = "no SLURM answers; as root: tests/cluster/start-slurm start"
         if os.environ.get("LIVPREP_SLURM"):

@@ -23,6 +23,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.nightly  # CI runs it in a step of its own
 @pytest.mark.timeout(300)
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")

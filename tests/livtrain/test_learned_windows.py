@@ -19,8 +19,7 @@ from livtrain.augment_config import AugmentSettings
 from livtrain.checkpoint import load_checkpoint
 from livtrain.config import Settings, WindowSetting, resolve
 from livtrain.export.model import load_model
-from livtrain.inference import sliding_window
-from livtrain.inference.predictor import load_stage
+from livtrain.inference import load_stage, sliding_window
 from livtrain.model import build_model, hull, learned_bank, model_input
 from livtrain.networks import WindowedNetwork
 from livtrain.trainer import fit
