@@ -247,8 +247,10 @@ def _require_free(store: Path, needed: int) -> None:
         raise LivError("DISK_FULL", f"{store}: {text}")
 
 
-def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") -> list[WindowJob]:
-    """One job for each case and window; channels keep one order over the cohort.
+def plan_windows(
+    store: Store, windows: Sequence[Window], pattern: str = "*", part: tuple[int, int] = (1, 1)
+) -> list[WindowJob]:
+    """One job for each case and window; channels keep one order over the cohort. `part` is as that of ingest.
 
     Raises
     ------
@@ -260,6 +262,7 @@ def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") ->
     cases = [case for case in store if fnmatchcase(case, pattern)]
     if not cases:
         raise StoreError("STORE_EMPTY", f"{store.path}: holds no case that fits {pattern!r}")
+    cases = sorted(cases)[part[0] - 1 :: part[1]]
     known: dict[str, WindowMeta] = {}
     for case_id in store:
         known |= {meta.name: meta for meta in store[case_id].window_metas}
@@ -273,7 +276,11 @@ def plan_windows(store: Store, windows: Sequence[Window], pattern: str = "*") ->
 
 
 def run_windows(
-    store: Store, jobs: Sequence[WindowJob], workers: int | None = None, scheduler: str | None = None
+    store: Store,
+    jobs: Sequence[WindowJob],
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cluster: ClusterName | None = None,
 ) -> Iterator[Receipt]:
     """Add the channels and yield a receipt for each.
 
@@ -282,14 +289,19 @@ def run_windows(
     LivError
         DISK_FULL before anything is written where the estimate does not fit.
     """
+    if not jobs:
+        return  # a part beyond the last case
     profile = store.meta.profile
     new = [job for job in jobs if job.window.name not in store[job.case_id].window_names]
     _require_free(store.path, sum(channel_bytes(store[job.case_id].shape_zyx, profile) for job in new))
     largest = max(_voxels(store, job.case_id) for job in jobs)
     # HU, one channel and the encoder's copy of each, beside the worker itself
-    fitting = int(free_memory_bytes() * 0.8 // ((500 << 20) + 6 * largest))
-    count = workers or max(1, min(cores(), len(jobs), fitting))
-    yield from _journaled(Journal(journal_root(store.path), "window"), store.path, jobs, Crew(count, scheduler))
+    each = (500 << 20) + 6 * largest
+    if cluster is None:
+        crew = Crew(workers or max(1, min(cores(), len(jobs), int(free_memory_bytes() * 0.8 // each))), scheduler)
+    else:
+        crew = Crew(workers or min(CLUSTER_WORKERS, len(jobs)), None, cluster, each + UNUSED_BYTES)
+    yield from _journaled(Journal(journal_root(store.path), "window"), store.path, jobs, crew)
 
 
 def _voxels(store: Store, case_id: str) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from livcli.options import output_options, say, store_option
+from livcli.options import Part, output_options, say, store_option
 
 
 class Spacing(click.ParamType[Any]):
@@ -28,29 +27,6 @@ class Spacing(click.ParamType[Any]):
         if len(triple) != 3:
             self.fail(f"{value!r} is neither native nor three spacings Z,Y,X in mm", param, ctx)
         return triple
-
-
-ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX", "SGE_TASK_ID")
-"""Variables in which SLURM, PBS Professional, Torque, LSF and Grid Engine tell a task its number."""
-
-
-class Part(click.ParamType[Any]):
-    """`I/N`, I from 1; `auto/N` takes I from the batch system's array."""
-
-    name = "I/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse into a pair of integers."""
-        if isinstance(value, tuple):
-            return value
-        index, _, count = str(value).partition("/")
-        if index == "auto":
-            index = next((os.environ[name] for name in ARRAY_INDICES if name in os.environ), "")
-            if not index:
-                self.fail(f"{value!r}: this is no task of a job array ({', '.join(ARRAY_INDICES)})", param, ctx)
-        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-            self.fail(f"{value!r} is no part I/N with 1 <= I <= N", param, ctx)
-        return int(index), int(count)
 
 
 @click.command(

@@ -163,7 +163,8 @@ def _find(words: Sequence[str]) -> tuple[str, click.Command, list[str]]:
 
 def _spelled_out(command: click.Command, words: list[str], folder: Path) -> Iterator[str]:
     """The same arguments with long option names, absolute paths, and the store that is meant here and now."""
-    context = click.Context(command, info_name=command.name)
+    # with its own settings: click keeps the help option that it made first
+    context = click.Context(command, info_name=command.name, **command.context_settings)
     values, surplus, _ = command.make_parser(context).parse_args(args=list(words))
     if surplus:
         raise click.UsageError(f"{command.name}: unexpected argument {surplus[0]!r}")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from livcli.options import output_options, say, store_option
+from livcli.options import Part, output_options, say, store_option
 
 if TYPE_CHECKING:
     from livprep.catalog.shared import WindowFacts
+    from livprep.pipeline import ClusterName
     from livprep.store import Store
     from livprep.suggestion import Verdict
     from livprep.windows import Window
@@ -61,6 +62,14 @@ if TYPE_CHECKING:
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes.")
 @click.option("--scheduler", help="Address of a running Dask scheduler.")
+@click.option("--cluster", type=click.Choice(["slurm"]), help="Start the workers as jobs of this batch system.")
+@click.option(
+    "--part",
+    type=Part(),
+    default="1/1",
+    show_default=True,
+    help="The I-th of every N cases by sorted id; auto/N in a job array.",
+)
 @output_options
 def window(
     store: Path,
@@ -79,6 +88,8 @@ def window(
     catalog_path: Path | None,
     workers: int | None,
     scheduler: str | None,
+    cluster: ClusterName | None,
+    part: tuple[int, int],
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -108,8 +119,9 @@ def window(
         raise click.UsageError("-o is of --suggest")
     windows = choose_channels(given, facts, blend=blend, equalize=equalize, clahe=clahe, adaptive=adaptive)
     say(quiet, "windows: " + ", ".join(map(str, windows)))
-    jobs = plan_windows(opened, windows, pattern)
-    return report(run_windows(opened, jobs, workers, scheduler), len(jobs), "window", as_json=as_json, quiet=quiet)
+    jobs = plan_windows(opened, windows, pattern, part)
+    run = run_windows(opened, jobs, workers, scheduler, cluster)
+    return report(run, len(jobs), "window", as_json=as_json, quiet=quiet)
 
 
 def given_windows(

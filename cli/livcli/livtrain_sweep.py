@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from livcli.livprep_ingest import Part
-from livcli.options import output_options, say, store_option
+from livcli.options import Part, output_options, say, store_option
 
 if TYPE_CHECKING:
     from livtrain.trainer.sweep import Sweep

@@ -55,3 +55,26 @@ def say(quiet: bool, text: str) -> None:
     """One remark on stderr."""
     if not quiet:
         click.echo(text, err=True)
+
+
+ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX", "SGE_TASK_ID")
+"""Variables in which SLURM, PBS Professional, Torque, LSF and Grid Engine tell a task its number."""
+
+
+class Part(click.ParamType[Any]):
+    """`I/N`, I from 1; `auto/N` takes I from the batch system's array."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse into a pair of integers."""
+        if isinstance(value, tuple):
+            return value
+        index, _, count = str(value).partition("/")
+        if index == "auto":
+            index = next((os.environ[name] for name in ARRAY_INDICES if name in os.environ), "")
+            if not index:
+                self.fail(f"{value!r}: this is no task of a job array ({', '.join(ARRAY_INDICES)})", param, ctx)
+        if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+            self.fail(f"{value!r} is no part I/N with 1 <= I <= N", param, ctx)
+        return int(index), int(count)

@@ -320,6 +320,18 @@ def test_window_adds_a_channel_to_every_case(livprep: Run, store_copy: Path) -> 
     assert livprep("window", "--wl", 100, "--ww", 50, "--store", store_copy).err.endswith("6 unchanged\n")
 
 
+def test_parts_of_window_are_every_nth_case_by_sorted_id(livprep: Run, store_copy: Path) -> None:
+    cases = sorted(open_store(store_copy))
+    for part in (1, 2, 3, 4, 9):  # 9 of 9 is beyond the last case
+        count = 9 if part == 9 else 4
+        outcome = livprep("window", "--wl", 7, "--ww", 9, "--store", store_copy, "--part", f"{part}/{count}", "--json")
+        assert outcome.code == 0
+        found = [json.loads(line)["case"] for line in outcome.out.splitlines()]
+        assert found == cases[part - 1 :: count]
+    assert all("wl7_ww9" in case.window_names for case in open_store(store_copy).values())
+    assert livprep("window", "--wl", 7, "--ww", 9, "--store", store_copy, "--part", "0/4").code == 2
+
+
 def test_window_takes_pairs_names_and_presets(livprep: Run, store_copy: Path) -> None:
     outcome = livprep(
         "window", "--store", store_copy, "--wl", 1, "--ww", 2, "--wl", 3, "--ww", 4, "--name", "a", "--name", "b",

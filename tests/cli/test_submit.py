@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from livcli import livprep_main, livtrain_main
 from livcli.batch import Resources, Work, parse_memory_mib, parse_time_s, script
-from livcli.livprep_ingest import Part
 from livcli.livprep_submit import _OWN, hand_over, prepare_work, submit
+from livcli.options import Part
 from livprep.errors import UsageError
 
 INGEST = Work("livprep-ingest", ("/env/bin/livprep", "ingest", "/data/3D ircadb", "--store", "/data/s.zarr"), "/data")
