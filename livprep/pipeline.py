@@ -25,6 +25,8 @@ from livprep.cases import Receipt
 from livprep.machine import cores, free_memory_bytes
 from livprep.store import marked
 
+log = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
 ClusterName = Literal["slurm"]
 R = TypeVar("R")
@@ -118,6 +120,8 @@ def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Rec
         if crew.say is not None and client.dashboard_link:
             crew.say(f"dashboard: {client.dashboard_link}")
         try:
+            if crew.cluster is not None:
+                _say_if_none_starts(client)
             yield from _run_on(client, jobs, partial(_run, mark=mark, limit_bytes=crew.worker_bytes))
         except BaseException:
             if cluster is not None and crew.cluster is None:
@@ -129,6 +133,8 @@ def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Rec
                 cluster.close()
 
 
+QUEUE_S = 60
+"""Seconds in a queue after which a word is said."""
 _SETTINGS = {
     # A task whose worker dies comes back at once and is tried again alone; see _run_on.
     "distributed.scheduler.allowed-failures": 0,
@@ -177,6 +183,14 @@ def _start_slurm(crew: Crew, count: int) -> Any:
     weakref.finalize(cluster, shutil.rmtree, shared, ignore_errors=True)
     cluster.scale(jobs=count)
     return cluster
+
+
+def _say_if_none_starts(client: Any) -> None:
+    """A queue may be long, so it is waited for; but not in silence, for a wrong account waits for ever."""
+    try:
+        client.wait_for_workers(1, timeout=QUEUE_S)
+    except TimeoutError:
+        log.warning("no job of the batch system has started within %d s; still waiting (squeue says why)", QUEUE_S)
 
 
 def _kill_workers(cluster: Any) -> None:

@@ -31,18 +31,8 @@ def report(receipts: Iterable[Receipt], total: int, what: str, *, as_json: bool,
     -------
     Exit code: 0, or 3 where a case was rejected.
     """
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    )
     counts: Counter[str] = Counter()
-    with bar:
+    with _bar(quiet) as bar:
         task = bar.add_task(what, total=total)
         for receipt in receipts:
             counts[receipt.status] += 1
@@ -58,8 +48,13 @@ def report(receipts: Iterable[Receipt], total: int, what: str, *, as_json: bool,
 
 def counted(items: Iterable[T], total: int, what: str, *, quiet: bool) -> Iterator[T]:
     """Pass items on, with a progress bar on stderr where that is a terminal."""
+    with _bar(quiet) as bar:
+        yield from bar.track(items, total=total, description=what)
+
+
+def _bar(quiet: bool) -> Progress:
     console = Console(stderr=True)
-    bar = Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -68,8 +63,6 @@ def counted(items: Iterable[T], total: int, what: str, *, quiet: bool) -> Iterat
         console=console,
         disable=quiet or not console.is_terminal,
     )
-    with bar:
-        yield from bar.track(items, total=total, description=what)
 
 
 def _line(receipt: Receipt) -> str:

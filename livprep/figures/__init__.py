@@ -10,6 +10,8 @@ from livprep.figures.charts import (
     draw_lesions,
     draw_spacing,
     draw_volumes,
+    plain_axes,
+    svg,
 )
 from livprep.figures.montage import Plane, draw_montage
 from livprep.figures.search import draw_window_search
@@ -24,4 +26,6 @@ __all__ = [
     "draw_thumbnail",
     "draw_volumes",
     "draw_window_search",
+    "plain_axes",
+    "svg",
 ]

@@ -46,7 +46,7 @@ def draw_spacing(sizes: Mapping[str, Sequence[tuple[float, float, int, int]]]) -
     size.set_ylabel("field of view, cm")
     for axes, title in ((spacing, "voxel spacing"), (size, "size of the scans")):
         axes.set_title(title, fontsize=10)
-        _plain(axes)
+        plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return svg(figure)
 
@@ -90,7 +90,7 @@ def draw_histograms(
     bands.set_xlabel("HU")
     bands.set_ylabel("windows", fontsize=9)
     bands.spines[["top", "right", "left"]].set_visible(False)
-    _plain(axes)
+    plain_axes(axes)
     return svg(figure)
 
 
@@ -115,7 +115,7 @@ def draw_volumes(liver_ml: Sequence[float], tumor_ml: Sequence[float]) -> bytes:
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-        _plain(axes)
+        plain_axes(axes)
     return svg(figure)
 
 
@@ -144,11 +144,12 @@ def draw_lesions(counts: Sequence[int], diameters_mm: Sequence[float]) -> bytes:
     size.set_ylabel("lesions")
     size.set_title("lesion size (6-connected components)", fontsize=10)
     for axes in (number, size):
-        _plain(axes)
+        plain_axes(axes)
     return svg(figure)
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Leave two spines and a light grid behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from livprep.figures import plain_axes, svg
 from livprep.labels import LABEL_COLORS, Label
 from livtrain.metrics import Lesion, SizeClass
 
@@ -49,8 +47,8 @@ def draw_boxes(panels: Mapping[str, Mapping[str, Sequence[float]]], lower_is_bet
             axes.set_ylim(bottom=0)
         else:
             axes.set_ylim(-0.03, 1.03)
-        _plain(axes)
-    return _svg(figure)
+        plain_axes(axes)
+    return svg(figure)
 
 
 def _box(axes: Axes, position: int, values: FloatArray, color: str) -> None:
@@ -112,8 +110,8 @@ def draw_detection(classes: Sequence[SizeClass], lesions: Sequence[Lesion]) -> b
     strip.set_xlabel("diameter of the sphere of the same volume, mm", fontsize=8)
     strip.set_title("each reference lesion", fontsize=10)
     for axes in (bars, strip):
-        _plain(axes)
-    return _svg(figure)
+        plain_axes(axes)
+    return svg(figure)
 
 
 def draw_burden(reference: Sequence[float], prediction: Sequence[float]) -> bytes:
@@ -149,19 +147,5 @@ def draw_burden(reference: Sequence[float], prediction: Sequence[float]) -> byte
             axes.annotate(text, (1.01, height), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     axes.set_xlabel("mean of prediction and reference, % of the liver")
     axes.set_ylabel("prediction − reference, points")
-    _plain(axes)
-    return _svg(figure)
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes every time."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "livtrain"}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    plain_axes(axes)
+    return svg(figure)

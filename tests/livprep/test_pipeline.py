@@ -167,3 +167,15 @@ def test_a_running_scheduler_can_be_used(tmp_path: Path) -> None:
 def test_resources_are_those_of_this_process() -> None:
     assert cores() == len(os.sched_getaffinity(0))
     assert free_memory_bytes() > 0
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_queue_that_starts_no_worker_is_told_of(starts: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Client:
+        def wait_for_workers(self, count: int, timeout: float) -> None:
+            assert (count, timeout) == (1, pipeline.QUEUE_S)
+            if not starts:
+                raise TimeoutError
+
+    pipeline._say_if_none_starts(Client())
+    assert ("no job of the batch system has started" in caplog.text) is not starts
