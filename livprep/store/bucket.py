@@ -6,6 +6,7 @@ AWS_ENDPOINT_URL, AWS_ALLOW_HTTP ...).
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ class Bucket:
         Raises
         ------
         OSError
-            The storage does not answer, or refuses.
+            The storage does not answer, or refuses; or a key leads out of the prefix (obstore takes no `..`).
         """
         import obstore
 
@@ -150,7 +151,7 @@ class _as_os_error:  # noqa: N801 - reads as a phrase
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         if isinstance(error, BaseError) and not isinstance(error, (AlreadyExistsError, FileNotFoundError)):
-            raise OSError(5, f"{self._address}: the object storage failed ({type(error).__name__})") from None
+            raise OSError(errno.EIO, f"{self._address}: the object storage failed ({type(error).__name__})") from None
 
 
 def relative_files(folder: Path) -> Iterator[str]:

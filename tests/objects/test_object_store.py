@@ -184,3 +184,18 @@ def test_the_commands_take_an_address(livprep: Callable[..., object], phantom_li
     lines = livprep("info", "--store", address, "--json").out.splitlines()
     assert [json.loads(line)["case"] for line in lines] == ["lits-028", "lits-048", "lits-068"]
     assert isinstance(open_store(address), RemoteStore)
+
+
+def test_a_key_that_leads_elsewhere_is_refused(phantom_lits: Path, prefix: Path, tmp_path: Path) -> None:
+    """Keys become names of files here; somebody else may have written them."""
+    import boto3
+
+    assert ingest(phantom_lits, prefix) == ["published"] * 3
+    _, bucket, *rest = prefix.parts
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{'/'.join(rest)}/splits/../../../evil.json", Body=b"{}")
+    with pytest.raises(OSError, match="InvalidPathError"):
+        open_store(prefix)
+    with pytest.raises(ValueError, match="illegal character sequence"):  # not reached: listing refuses first
+        Bucket(address_of(prefix)).download(["splits/../../../evil.json"], tmp_path / "mirror")
+    assert not (tmp_path / "evil.json").exists()
+    assert not (tmp_path.parent / "evil.json").exists()
