@@ -1,10 +1,11 @@
 """Ingest through one and more local worker processes: time, memory of the whole tree, bytes of Dask's messages.
 
-Usage: python -m benchmarks.bench_scaling [--cases 40] [--size 512] [--workers 1 2] [--rounds 1]
+Usage: python -m benchmarks.bench_scaling [--cases 40] [--size 512] [--workers 1 2] [--rounds 3]
 
-Cases are LiTS phantoms of `size` x `size` pixels. Printed are, for each number of workers, the wall time, bytes of HU
-per second, the largest sum of the private memory of all processes beside the plan's estimate, and the largest task
-that was sent.
+Cases are LiTS phantoms of `size` x `size` pixels. Printed are, for each number of workers, the wall time of the whole
+command, bytes of HU per second, the largest sum of the private memory of all processes beside the plan's estimate, and
+the largest task that was sent. Rounds are interleaved; memory is watched in a run of its own, because asking the kernel
+for the private pages of a process holds that process up.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,11 +41,28 @@ def tree_bytes(process: psutil.Process) -> int:
     return total
 
 
-def measured(sources: Path, store: Path, workers: int) -> tuple[float, int]:
-    """Seconds and largest memory in bytes of one ingest."""
-    began = time.perf_counter()
+def started(sources: Path, store: Path, workers: int) -> subprocess.Popen[bytes]:
+    """One ingest, begun."""
     command = [*COMMAND, "ingest", str(sources), "--store", str(store), "--workers", str(workers), "-q"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for an ingest that has to succeed."""
+    if code := process.wait():
+        raise SystemExit(f"ingest ended with {code}")
+
+
+def seconds_of(sources: Path, store: Path, workers: int) -> float:
+    """Seconds of one ingest, from its start to its end."""
+    began = time.perf_counter()
+    ended(started(sources, store, workers))
+    return time.perf_counter() - began
+
+
+def memory_of(sources: Path, store: Path, workers: int) -> int:
+    """Largest private memory in bytes of one ingest and all that it starts."""
+    process = started(sources, store, workers)
     peak, done = 0, threading.Event()
 
     def watch() -> None:
@@ -57,12 +76,11 @@ def measured(sources: Path, store: Path, workers: int) -> tuple[float, int]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    code = process.wait()
+    process.wait()
     done.set()
     thread.join()
-    if code:
-        raise SystemExit(f"ingest ended with {code}")
-    return time.perf_counter() - began, peak
+    ended(process)
+    return peak
 
 
 def main() -> None:
@@ -71,7 +89,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -86,20 +104,23 @@ def main() -> None:
         largest = max(len(pickle.dumps(job)) for job in jobs)
         print(f"{options.cases} cases, {hu_bytes / 1e9:.2f} GB of HU, a task is at most {largest / 1e3:.1f} kB")
         times: dict[int, list[float]] = {}
-        for _ in range(options.rounds):
-            for workers in options.workers:
-                seconds, peak = measured(folder / "in", folder / "store", workers)
-                stored = sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
-                shutil.rmtree(folder / "store")
+        store = folder / "store"
+        for number in range(options.rounds):
+            for workers in options.workers if number % 2 == 0 else reversed(options.workers):
+                seconds = seconds_of(folder / "in", store, workers)
                 times.setdefault(workers, []).append(seconds)
-                bound = sum(sorted((need.peak_bytes for need in planned.plan.needs), reverse=True)[:workers])
-                print(
-                    f"{workers} worker(s): {seconds:.1f} s, {hu_bytes / seconds / 1e6:.0f} MB/s of HU, memory "
-                    f"{peak / 1e6:.0f} MB (plan {bound / 1e6:.0f} MB), {stored / 1e9:.2f} GB stored"
-                )
-        first = min(times[options.workers[0]])
+                print(f"{workers} worker(s): {seconds:.1f} s, {hu_bytes / seconds / 1e6:.0f} MB/s of HU", flush=True)
+                stored = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+                shutil.rmtree(store)
+        first = statistics.median(times[options.workers[0]])
         for workers, found in times.items():
-            print(f"{workers} worker(s): {first / min(found):.2f} x")
+            peak = memory_of(folder / "in", store, workers)
+            shutil.rmtree(store)
+            bound = sum(sorted((need.peak_bytes for need in planned.plan.needs), reverse=True)[:workers])
+            print(
+                f"{workers} worker(s): {first / statistics.median(found):.2f} x, memory {peak / 1e6:.0f} MB "
+                f"(plan {bound / 1e6:.0f} MB), {stored / 1e9:.2f} GB stored"
+            )
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from livprep.store.primitives import (
     inlined,
     join_lanes,
     load32,
+    stream32,
 )
 
 NEVER, FIRST, ALWAYS = 0, 1, 2
@@ -61,6 +62,8 @@ _ADVICE_BYTES = 131072
 """The kernel reads at most the larger of readahead and request size a call; 128 KiB is its default (mm/readahead.c)."""
 _BAND = 8
 """Rows that are copied from one chunk before the next along x: their targets lie in the first cache then."""
+_STREAMED = 32
+"""Bytes that are written past the caches at once."""
 
 
 # --- crc32c -----------------------------------------------------------------------------------------------------
@@ -276,29 +279,40 @@ def _checked(shard: int, ranges: Any, state: Any, chunk: int, facts: Any, crc_fu
     return 0 if _header_fits(payload, size, chunk_bytes, facts[6], facts[7]) else HEADER_WRONG
 
 
-@compiled("int64(int64[::1], UniTuple(int64, 6), UniTuple(int64, 8), int64, UniTuple(int64, 2))")
-def _copy_chunks(sources: Any, part: Any, facts: Any, to: int, strides: Any) -> Any:
+@compiled("int64(int64[::1], UniTuple(int64, 6), UniTuple(int64, 8), int64, UniTuple(int64, 2), int64)")
+def _copy_chunks(sources: Any, part: Any, facts: Any, to: int, strides: Any, scratch: int) -> Any:
     """Copy what is wanted of uncompressed chunks that lie side by side along x.
 
-    `part` is z0, z1, y0, y1 in each chunk and x0, x1 counted from the first chunk; a source of 0 is passed over.
+    `part` is z0, z1, y0, y1 in each chunk and x0, x1 counted from the first chunk; a source of 0 is passed over. Rows
+    are put together in `scratch`, which the first cache holds, and leave it past the caches: a third less memory is
+    moved, for what is overwritten is not fetched before. Rows that cannot be are copied to their place at once.
     """
     size_x, item = facts[2], facts[6]
     line, plane = size_x * item, facts[1] * size_x * item
+    width = (part[5] - part[4]) * item
+    streamed = (width | to | strides[0] | strides[1]) % _STREAMED == 0 and _BAND * width <= facts[0] * plane
+    for i in range(len(sources)):
+        streamed = streamed and sources[i] != 0
     for z in range(part[0], part[1]):
         for y0 in range(part[2], part[3], _BAND):
             y1 = min(y0 + _BAND, part[3])
+            final = to + (z - part[0]) * strides[0] + (y0 - part[2]) * strides[1]
+            first, pitch = (scratch, width) if streamed else (final, strides[1])
             for i in range(len(sources)):
                 x0, x1 = max(part[4] - i * size_x, 0), min(part[5] - i * size_x, size_x)
                 if sources[i] == 0:
                     continue
                 row = (x1 - x0) * item
                 of = sources[i] + z * plane + y0 * line + x0 * item
-                target = to + (z - part[0]) * strides[0] + (y0 - part[2]) * strides[1]
-                target += (i * size_x + x0 - part[4]) * item
+                target = first + (i * size_x + x0 - part[4]) * item
                 for _ in range(y1 - y0):
                     _copy_row(target, of, row)
                     of += line
-                    target += strides[1]
+                    target += pitch
+            if streamed:
+                for y in range(y1 - y0):
+                    for at in range(0, width, _STREAMED):
+                        stream32(final + y * strides[1] + at, scratch + y * width + at)
     return 0
 
 
@@ -412,5 +426,5 @@ def read_box(
                 if fault != 0:
                     return chunk * FAULTS + fault
             x0, x1 = box[4] - first_x * size_x, box[5] - first_x * size_x
-            _copy_chunks(sources, (z0, z1, y0, y1, x0, x1), facts, to, strides)
+            _copy_chunks(sources, (z0, z1, y0, y1, x0, x1), facts, to, strides, scratch)
     return 0

@@ -61,6 +61,23 @@ copy64, copy32, copy16, copy8 = (copier(size) for size in (64, 32, 16, 8))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def stream32(_: Any, target: Any, source: Any) -> Any:
+    """Copy 32 bytes to an address that is a multiple of 32, past the caches: nothing is fetched to be overwritten.
+
+    Such stores are seen by other threads after the next lock that this one takes or gives.
+    """
+
+    def generate(__: Any, builder: Any, ___: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(_BYTE, 32).as_pointer()
+        to, of = (builder.inttoptr(argument, kind) for argument in arguments)
+        stored = builder.store(builder.load(of, align=1), to, align=32)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return ir.Constant(ir.IntType(64), 0)
+
+    return int64(int64, int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def copy_byte(_: Any, target: Any, source: Any) -> Any:
     """Copy one byte from address to address."""
 

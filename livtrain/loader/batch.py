@@ -116,12 +116,17 @@ class Delivery:
         The channels.
     table
         Value of each packed HU in each channel, `(C, 4096)`; None where channels come as uint8 from the store.
+    label_type
+        Of the labels.
+    normalization
+        What the table of `nnunet` was made from.
     """
 
     mode: Deliver
     windows: WindowBank
     table: Table | None
     label_type: Literal["uint8", "int16"] = "uint8"
+    normalization: CtNormalization | None = None
 
     @classmethod
     def of(cls, mode: Deliver, windows: WindowBank, uses_packed: bool, normalization: CtNormalization) -> Delivery:
@@ -136,7 +141,7 @@ class Delivery:
         if mode not in ("channels", "packed", "nnunet"):
             raise UsageError("CONFIG_INVALID", f"deliver {mode!r}: expected channels, packed or nnunet")
         if mode == "nnunet":
-            return cls(mode, windows, normalization.table(), "int16")
+            return cls(mode, windows, normalization.table(), "int16", normalization)
         if mode == "channels" and not len(windows):
             raise UsageError("NO_WINDOWS", "loader: no windows given and none stored; run `livprep window` first")
         if uses_packed:

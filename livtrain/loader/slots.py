@@ -57,7 +57,7 @@ class SlotPool:
     def _buffer(self, size: int) -> Tensor:
         while True:
             try:
-                buffer = self._free.popleft()
+                buffer = self._free.pop()  # the one used last is the likeliest to be in a cache
             except IndexError:
                 self.made += 1
                 return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)

@@ -60,8 +60,9 @@ def test_the_cascade_benchmark_compares_both_livers(tmp_path: Path) -> None:
     assert "at most 0.03 wanted" in done.stdout
 
 
+@pytest.mark.nightly
 def test_the_scaling_benchmark_measures_each_number_of_workers(tmp_path: Path) -> None:
-    sizes = ("--cases", "2", "--size", "32", "--folder", str(tmp_path))
+    sizes = ("--cases", "2", "--size", "32", "--rounds", "1", "--folder", str(tmp_path))
     done = run(sys.executable, "-m", "benchmarks.bench_scaling", *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\d) worker\(s\): [\d.]+ s, \d+ MB/s of HU", done.stdout, re.MULTILINE) == ["1", "2"]

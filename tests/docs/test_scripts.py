@@ -1,4 +1,4 @@
-"""What lies in docs/ and benchmarks/ runs, at small sizes."""
+"""What lies in docs/ and benchmarks/ runs, at small sizes; what takes seconds does so in a step of its own in CI."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ def test_the_channel_picture_is_drawn(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.nightly
 def test_the_ingest_benchmark_prints_a_line_a_case(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "benchmarks.bench_ingest", "--size", "32", "--cases", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^(\S+) .* published$", done.stdout, re.MULTILINE) == ["ircadb-01", "lits-000"]
 
 
+@pytest.mark.nightly
 def test_the_metrics_benchmark_finds_equal_numbers(tmp_path: Path) -> None:
     sizes = ("--size", "64", "--slices", "40", "--rounds", "1", "--markdown", str(tmp_path / "metrics.md"))
     done = run(sys.executable, "-m", "benchmarks.bench_metrics", *sizes, cwd=ROOT)
@@ -41,6 +43,7 @@ def test_the_metrics_benchmark_finds_equal_numbers(tmp_path: Path) -> None:
     assert "64 × 64 × 40" in (tmp_path / "metrics.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.nightly
 def test_the_demo_runs_from_phantoms_to_a_score_and_again(tmp_path: Path) -> None:
     """Two seconds of training show that every step fits the next; `make demo` trains long enough to be good."""
     folder = tmp_path / "a path with spaces"
@@ -69,11 +72,13 @@ def test_links_of_the_pages_lead_somewhere(page: str) -> None:
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
+@pytest.mark.nightly
 def test_the_benchmark_of_series_faults_counts_ten_of_ten(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "benchmarks.bench_series_faults", cwd=tmp_path)
     assert "| **caught** | **10 of 10** |" in done.stdout
 
 
+@pytest.mark.nightly
 def test_the_benchmark_of_augmentation_prints_its_tables(tmp_path: Path) -> None:
     small = ["-m", "benchmarks.bench_augment", "--patches", "2", "--patch", "16", "16", "16"]
     done = run(sys.executable, *small, "--rounds", "1", cwd=tmp_path)

@@ -1,4 +1,7 @@
-"""The site: the tutorial's commands run in order, the pictures are drawn, the pages build without a warning."""
+"""The site: the tutorial's commands run in order, the pictures are drawn, the pages build without a warning.
+
+CI runs them in a step of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.nightly  # CI runs it in a step of its own
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
@@ -40,6 +43,7 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     assert (folder / "nnUNet_raw/Dataset003_Liver/dataset.json").is_file()
 
 
+@pytest.mark.nightly
 def test_the_pictures_of_the_guides_are_drawn(tmp_path: Path) -> None:
     done = run(
         sys.executable, str(DOCS / "draw_pictures.py"), str(tmp_path), "--size", "48", "--cases", "1", cwd=tmp_path
@@ -50,6 +54,7 @@ def test_the_pictures_of_the_guides_are_drawn(tmp_path: Path) -> None:
     assert names <= {path.name for path in (DOCS / "pictures").glob("*.png")}
 
 
+@pytest.mark.nightly
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site"), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
