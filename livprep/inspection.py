@@ -56,5 +56,5 @@ def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             "hu_min": int(image.hu.min()),
             "hu_max": int(image.hu.max()),
             "hu_sha256": hashlib.sha256(image.hu.astype("<i2", copy=False).tobytes()).hexdigest(),
-            "warnings": [note.code for note in source.notes],
+            "warnings": list(dict.fromkeys(note.code for note in source.notes)),
         }

@@ -195,7 +195,7 @@ def _in_files(path: Path, catalog: Catalog) -> tuple[list[Case], list[Rejection]
     if cases or any(not fault.code.startswith("ARCHIVE_") for fault in rejected):
         return cases, rejected  # a damaged zip alone does not make a data set
     if not anything.cases and not anything.rejected:
-        raise UsageError("NOTHING_FOUND", f"{path}: holds no CT series and no NIfTI")
+        raise UsageError("NOTHING_FOUND", f"{path}: holds no CT series and no NIfTI{anything.aside}")
     return list(anything.cases), list(anything.rejected)
 
 
