@@ -347,11 +347,31 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_PADDING": CodeInfo(
         "Voxels outside the field of view hold a padding value; it is kept.", "Choose windows that saturate it.", 0
     ),
-    "SERIES_DUPLICATE": CodeInfo("Two slices lie at one position.", "Remove the duplicate.", _CASE),
+    "SERIES_DUPLICATE": CodeInfo(
+        "Two slices lie at one position.",
+        "Remove the copy; of a series of several times or phases, give each a folder of its own.",
+        _CASE,
+    ),
+    "SERIES_PHASES": CodeInfo(
+        "A series holds several acquisitions or times at the same places; each is taken as a volume of its own.",
+        "Choose the phase that is meant.",
+        0,
+    ),
+    "SERIES_SPREAD": CodeInfo(
+        "Slices of one series UID lie in several folders and form no even stack together; each folder is taken by "
+        "itself.",
+        "Nothing to do for copies; else bring all slices of the series together.",
+        0,
+    ),
     "SERIES_INCOMPLETE": CodeInfo("The series has fewer slices than it should.", "Download it again.", _CASE),
     "SERIES_UID_MISSING": CodeInfo("The series UID is empty; slices were grouped by folder.", "Nothing to do.", 0),
     "SERIES_THICKNESS": CodeInfo(
         "Slice thickness differs from the slice distance; the distance is used.", "Nothing to do.", 0
+    ),
+    "SERIES_LOSSY": CodeInfo(
+        "The pixels were compressed with loss, or may have been: HU are not those of the scanner.",
+        "Use the original series where there is one.",
+        0,
     ),
     "SERIES_SOP_CLASS": CodeInfo("The SOP class is empty or unusual; Modality CT decided.", "Nothing to do.", 0),
     # running
