@@ -19,7 +19,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from livprep.cases import FileRef
-from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom
+from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom, with_preamble
 
 _PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
 """Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
@@ -127,6 +127,7 @@ def parse(ref: FileRef, data: bytes) -> Elements:
     Exception
         Whatever pydicom raises on damaged bytes.
     """
+    data = with_preamble(data)
     syntax, start = file_meta(data)
     implicit = _PLAIN.get(syntax)
     if implicit is None or not is_dicom(data):

@@ -64,6 +64,22 @@ SERIES = [
     rejected("last slice too high", "SERIES_SHIFT", dcm.moved(lambda k: (0.0, 0.0, 1.0 if k == 11 else 0.0))),
     rejected("two phases in one series", "SERIES_DUPLICATE",
              dcm.changed(lambda s: s.extend([dcm.plain(k) for k in range(dcm.COUNT)]))),
+    warned("two phases with a number each", "SERIES_PHASES", dcm.phases("AcquisitionNumber")),
+    warned("two times with a number each", "SERIES_PHASES", dcm.phases("TemporalPositionIdentifier")),
+    rejected("a slice again and again", "SERIES_DUPLICATE", dcm.changed(
+        lambda s: [dcm.put(d, ImagePositionPatient=[0, 0, 0], AcquisitionNumber=k) for k, d in enumerate(s)])),
+    Fault("positions to a tenth of a millimeter", dcm.positioned(lambda k: round(0.625 * k, 1)), "ok"),
+    rejected("a slice missing at such positions", "SERIES_GAP",
+             dcm.positioned(lambda k: round(0.625 * (k + (k > 5)), 1))),
+    Fault("spread over folders", dcm.foldered(lambda k: f"DIR{k // 5}"), "ok"),
+    Fault("a folder for each slice", dcm.foldered(lambda k: f"slice{k}"), "ok"),
+    warned("spread over folders with a gap", "SERIES_SPREAD", dcm.foldered(lambda k: f"DIR{k // 5}", without=(4,))),
+    warned("copied to another folder", "SERIES_SPREAD", dcm.backed_up),
+    Fault("modality empty", dcm.every(Modality=""), "ok"),
+    warned("lossy by its header", "SERIES_LOSSY", dcm.every(LossyImageCompression="01")),
+    Fault("lossless by its header", dcm.every(LossyImageCompression="00"), "ok"),
+    warned("JPEG 2000 that may be lossy", "SERIES_LOSSY", dcm.jpeg_2000(1.0, "1.2.840.10008.1.2.4.91")),
+    Fault("protocol stored as CT", dcm.changed(lambda s: s.__setitem__(slice(None), [dcm.protocol()])), "ignored"),
     rejected("other slope", "SERIES_RESCALE", dcm.one(RescaleSlope="2")),
     rejected("rescale lost in one slice", "SERIES_RESCALE", dcm.one(RescaleSlope=None, RescaleIntercept=None)),
     warned("other rescale of other values", "SERIES_RESCALE_VARIES", dcm.changed(dcm.legal_rescale)),
@@ -299,6 +315,10 @@ def test_multi_frame_rubbish_bits_and_jpeg_2000_give_the_values_of_the_plain_ser
         "bits": dcm.changed(dcm.garbage_bits),
         "rescale": dcm.changed(dcm.legal_rescale),
         "codec": dcm.jpeg_2000(1.0),
+        "folders": dcm.foldered(lambda k: f"DIR{k % 3}"),
+        "without preamble": dcm.bare("1.2.840.10008.1.2.1", keep_meta=True),
+        "without meta information": dcm.bare("1.2.840.10008.1.2.1"),
+        "without meta information, implicit": dcm.bare("1.2.840.10008.1.2"),
     }.items():
         build(tmp_path / name)
         (record,) = inspect_sources([tmp_path / name])
