@@ -210,6 +210,11 @@ CODES: dict[str, CodeInfo] = {
     "NIFTI_NO_AFFINE": CodeInfo(
         "The NIfTI sets neither sform nor qform; orientation is assumed.", "Check left and right.", 0
     ),
+    "NIFTI_FORMS": CodeInfo(
+        "The NIfTI sets sform and qform, and they differ; the sform is used, other programs may take the qform.",
+        "Check left and right, and that labels drawn elsewhere fit.",
+        0,
+    ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
     "HU_UNSHIFTED": CodeInfo(
