@@ -16,7 +16,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from livprep.cases import FileRef
 from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom, with_preamble
@@ -149,7 +149,13 @@ def parse(ref: FileRef, data: bytes) -> Elements:
 
 def _parse_by_pydicom(ref: FileRef, data: bytes) -> Elements:
     check_expansion(ref, data)
-    return Elements(pydicom.dcmread(io.BytesIO(data)))
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    if "TransferSyntaxUID" not in dataset.file_meta:  # required, but some leave it out; pydicom tried what fits
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    return Elements(dataset)
 
 
 @functools.cache

@@ -272,6 +272,18 @@ def bare(syntax: str, *, keep_meta: bool = False) -> Build:
     return build
 
 
+def without_syntax(folder: Path) -> None:
+    """A series whose files do not say their transfer syntax."""
+    for k in range(COUNT):
+        content = encoded(plain(k))
+        start = content.index(b"\2\0\x10\0UI")
+        end = start + 8 + int.from_bytes(content[start + 6 : start + 8], "little")
+        counted = int.from_bytes(content[140:144], "little") - (end - start)
+        content = content[:140] + counted.to_bytes(4, "little") + content[144:start] + content[end:]
+        (folder / "scan").mkdir(parents=True, exist_ok=True)
+        (folder / "scan" / f"IM{k:04d}").write_bytes(content)
+
+
 def garbage_bits(slices: list[Dataset]) -> None:
     for k, data in enumerate(slices):
         data.BitsStored, data.HighBit = 12, 11

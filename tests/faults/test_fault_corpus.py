@@ -316,6 +316,7 @@ def test_multi_frame_rubbish_bits_and_jpeg_2000_give_the_values_of_the_plain_ser
         "rescale": dcm.changed(dcm.legal_rescale),
         "codec": dcm.jpeg_2000(1.0),
         "folders": dcm.foldered(lambda k: f"DIR{k % 3}"),
+        "without syntax": dcm.without_syntax,
         "without preamble": dcm.bare("1.2.840.10008.1.2.1", keep_meta=True),
         "without meta information": dcm.bare("1.2.840.10008.1.2.1"),
         "without meta information, implicit": dcm.bare("1.2.840.10008.1.2"),
