@@ -80,7 +80,8 @@ def _discover(request: AuditRequest, catalog: Catalog) -> tuple[dict[str, Case],
     if not found.cases and not found.rejected:
         where = ", ".join(str(path) for path in request.sources)
         raise SourceError(
-            "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
+            "NOTHING_FOUND",
+            f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own{found.aside}",
         )
     return {case.case_id: case for case in found.cases}, found.rejected
 

@@ -96,7 +96,8 @@ def plan_ingest(request: IngestRequest) -> Ingest:
     if not found.cases and not found.rejected:
         where = ", ".join(str(path) for path in request.sources)
         raise SourceError(
-            "NOTHING_FOUND", f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own"
+            "NOTHING_FOUND",
+            f"{where}: found no 3DIRCADb or LiTS case, and none that the catalogue lists as own{found.aside}",
         )
     chosen = _choose(found, request)
     plan = make_plan(chosen.cases, request.preparation, request.profile, catalog)

@@ -210,6 +210,11 @@ CODES: dict[str, CodeInfo] = {
     "NIFTI_NO_AFFINE": CodeInfo(
         "The NIfTI sets neither sform nor qform; orientation is assumed.", "Check left and right.", 0
     ),
+    "NIFTI_FORMS": CodeInfo(
+        "The NIfTI sets sform and qform, and they differ; the sform is used, other programs may take the qform.",
+        "Check left and right, and that labels drawn elsewhere fit.",
+        0,
+    ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
     "HU_UNSHIFTED": CodeInfo(
@@ -347,11 +352,31 @@ CODES: dict[str, CodeInfo] = {
     "SERIES_PADDING": CodeInfo(
         "Voxels outside the field of view hold a padding value; it is kept.", "Choose windows that saturate it.", 0
     ),
-    "SERIES_DUPLICATE": CodeInfo("Two slices lie at one position.", "Remove the duplicate.", _CASE),
+    "SERIES_DUPLICATE": CodeInfo(
+        "Two slices lie at one position.",
+        "Remove the copy; of a series of several times or phases, give each a folder of its own.",
+        _CASE,
+    ),
+    "SERIES_PHASES": CodeInfo(
+        "A series holds several acquisitions or times at the same places; each is taken as a volume of its own.",
+        "Choose the phase that is meant.",
+        0,
+    ),
+    "SERIES_SPREAD": CodeInfo(
+        "Slices of one series UID lie in several folders and form no even stack together; each folder is taken by "
+        "itself.",
+        "Nothing to do for copies; else bring all slices of the series together.",
+        0,
+    ),
     "SERIES_INCOMPLETE": CodeInfo("The series has fewer slices than it should.", "Download it again.", _CASE),
     "SERIES_UID_MISSING": CodeInfo("The series UID is empty; slices were grouped by folder.", "Nothing to do.", 0),
     "SERIES_THICKNESS": CodeInfo(
         "Slice thickness differs from the slice distance; the distance is used.", "Nothing to do.", 0
+    ),
+    "SERIES_LOSSY": CodeInfo(
+        "The pixels were compressed with loss, or may have been: HU are not those of the scanner.",
+        "Use the original series where there is one.",
+        0,
     ),
     "SERIES_SOP_CLASS": CodeInfo("The SOP class is empty or unusual; Modality CT decided.", "Nothing to do.", 0),
     # running

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from livprep.cases import FileRef
 from livprep.catalog import load_catalog
 from livprep.errors import GeometryError, SourceError
 from livprep.prepare import Preparation, prepare
@@ -39,7 +41,7 @@ def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for case in found.cases:
         ref = case.image[0]
         record = {
-            "path": str(ref) if len(case.image) == 1 else str(ref).rpartition("/")[0].removesuffix("!"),
+            "path": str(ref) if len(case.image) == 1 else _folder(case.image),
             "kind": "nifti" if ref.name.lower().endswith((".nii", ".nii.gz")) else "dicom",
             "status": "ok",
         } | _NOTHING
@@ -56,5 +58,10 @@ def inspect_sources(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             "hu_min": int(image.hu.min()),
             "hu_max": int(image.hu.max()),
             "hu_sha256": hashlib.sha256(image.hu.astype("<i2", copy=False).tobytes()).hexdigest(),
-            "warnings": [note.code for note in source.notes],
+            "warnings": list(dict.fromkeys(note.code for note in source.notes)),
         }
+
+
+def _folder(refs: Sequence[FileRef]) -> str:
+    """The innermost folder or zip that holds all files."""
+    return os.path.commonpath([str(ref).rpartition("/")[0] for ref in refs]).removesuffix("!")

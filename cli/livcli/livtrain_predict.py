@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from livcli.options import output_options, say, store_option
+from livcli.options import advise, output_options, say, store_option
 
 
 @click.command(
@@ -128,12 +128,13 @@ def predict(
     say(quiet, f"{len(scans)} scan(s), {len(liver)} liver and {len(tumor)} tumor network(s), device {chosen}")
     if predictor.tuned.choices:
         say(quiet, f"post-processing tuned on validation: {predictor.tuned.text}")
-    failed = False
+    codes = set()
     asked: dict[str, Any] = {"header": header, "submission": submission, "form": form}
     for receipt in predict_folder(scans, predictor, out, rejected=rejected, say=lambda text: say(quiet, text), **asked):
-        failed |= receipt.status == "rejected"
+        codes |= {receipt.code} if receipt.status == "rejected" else set()
         click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
-    return 3 if failed else 0
+    advise(quiet or as_json, codes)
+    return 3 if codes else 0
 
 
 def _line(receipt: Any) -> str:

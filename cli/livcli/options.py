@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,14 @@ def say(quiet: bool, text: str) -> None:
     """One remark on stderr."""
     if not quiet:
         click.echo(text, err=True)
+
+
+def advise(quiet: bool, codes: Iterable[str]) -> None:
+    """What to do about each code that something was rejected with, on stderr."""
+    from livprep.errors import CODES
+
+    for code in sorted(set(codes)):
+        say(quiet, f"{code}: {CODES[code].remedy}")
 
 
 ARRAY_INDICES = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX", "SGE_TASK_ID")

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from livcli.options import advise
 from livprep.cases import Receipt
 
 T = TypeVar("T")
@@ -32,15 +33,18 @@ def report(receipts: Iterable[Receipt], total: int, what: str, *, as_json: bool,
     Exit code: 0, or 3 where a case was rejected.
     """
     counts: Counter[str] = Counter()
+    codes: set[str] = set()
     with _bar(quiet) as bar:
         task = bar.add_task(what, total=total)
         for receipt in receipts:
             counts[receipt.status] += 1
+            codes |= {receipt.code} if receipt.status == "rejected" else set()
             bar.advance(task)
             click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
             if not as_json and not quiet:
                 for warning in receipt.warnings:
                     click.echo(f"  {warning}", err=True)
+    advise(quiet or as_json, codes)
     if not quiet:
         click.echo(", ".join(f"{count} {status}" for status, count in sorted(counts.items())), err=True)
     return 3 if counts["rejected"] else 0

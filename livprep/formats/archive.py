@@ -35,7 +35,9 @@ MAX_MEMBERS = 200_000
 MAX_DEPTH = 3
 _MAX_DEFLATE = 1032
 """The most that deflate expands: 258 bytes from 2 bits."""
-_SKIP = {"__MACOSX", ".DS_Store", "Thumbs.db"}
+_SKIP = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
+_APPLE_DOUBLE = "._"
+"""Begins the name of what macOS lays beside a file on foreign file systems; MSD's Task03 was published with them."""
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, InflateError, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
     NotImplementedError, RuntimeError, IndexError,
@@ -43,11 +45,18 @@ _DAMAGE = (
 """All that zipfile and its decoders were seen to raise on damaged bytes; RuntimeError: encrypted."""
 
 
+def _is_rubbish(name: str) -> bool:
+    """Whether an operating system laid the file there."""
+    return name.lower() in _SKIP or name.startswith(_APPLE_DOUBLE)
+
+
 Parts = tuple[str, ...]
 Faults = list[tuple[Parts, SourceError]]
 
 
-def walk(root: Path, faults: Faults | None = None) -> Iterator[tuple[Parts, FileRef]]:
+def walk(
+    root: Path, faults: Faults | None = None, outward: list[Parts] | None = None
+) -> Iterator[tuple[Parts, FileRef]]:
     """Yield every file under a folder, zip or single file as (path parts below root's parent, reference).
 
     The parts of a zip are its stem followed by the names inside, so zipped and loose data look alike. Symbolic
@@ -59,6 +68,8 @@ def walk(root: Path, faults: Faults | None = None) -> Iterator[tuple[Parts, File
         Where to look.
     faults
         Gets the parts of each zip or folder that cannot be listed, and why; without it the first one is raised.
+    outward
+        Gets the parts of each link that leaves the root.
 
     Raises
     ------
@@ -68,13 +79,14 @@ def walk(root: Path, faults: Faults | None = None) -> Iterator[tuple[Parts, File
     root = Path(root).absolute()
     if not root.exists():
         raise SourceError("SOURCE_MISSING", f"{FileRef(str(root))}: no such file or folder")
-    yield from _Walk(root, faults).path(root, ())
+    yield from _Walk(root, faults, [] if outward is None else outward).path(root, ())
 
 
 @dataclass
 class _Walk:
     root: Path
     faults: Faults | None
+    outward: list[Parts]
     linked: set[str] = field(default_factory=set)
     """Folders entered through links, each once: links among folders could otherwise multiply without end."""
     entries: int = 0
@@ -82,7 +94,7 @@ class _Walk:
 
     def path(self, path: Path, parts: Parts) -> Iterator[tuple[Parts, FileRef]]:
         """Yield what lies at a path on disk; `parts` are those of its parent."""
-        if path.name in _SKIP or (path != self.root and path.is_symlink() and not self._follow(path)):
+        if path != self.root and (_is_rubbish(path.name) or (path.is_symlink() and not self._follow(path, parts))):
             return
         parts = (*parts, path.name)
         try:
@@ -101,10 +113,14 @@ class _Walk:
             else:
                 yield parts, FileRef(str(path))
 
-    def _follow(self, link: Path) -> bool:
+    def _follow(self, link: Path, parts: Parts) -> bool:
+        """Whether a link is gone through; `parts` are those of its parent."""
         target, root, here = (os.path.realpath(path) for path in (link, self.root, link.parent))
         below_root = os.path.commonpath([target, root]) == root
-        if not below_root or not Path(target).exists() or os.path.commonpath([here, target]) == target:
+        if not Path(target).exists() or os.path.commonpath([here, target]) == target:
+            return False
+        if not below_root:
+            self.outward.append((*parts, link.name))
             return False
         if not Path(target).is_dir():
             return True
@@ -122,7 +138,7 @@ class _Walk:
         self.entries += len(infos)
         for info in infos:
             names = tuple(name for name in info.filename.split("/") if name not in ("", "."))
-            if info.filename.endswith("/") or not names or _SKIP.intersection(names) or ".." in names:
+            if info.filename.endswith("/") or not names or any(map(_is_rubbish, names)) or ".." in names:
                 continue
             inner = FileRef(ref.path, (*ref.members, info.filename))
             if names[-1].lower().endswith(".zip"):

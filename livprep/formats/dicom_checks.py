@@ -16,6 +16,8 @@ from livprep.geometry import shortest_decimal
 
 GAP_TOLERANCE = 0.05
 """Largest deviation of one slice distance from the median, as a share of the median."""
+ROUNDING_MM = 0.055
+"""Largest distance from an even grid at which slices count as even all the same: some positions are given to 0.1 mm."""
 SHIFT_TOLERANCE_MM = 0.1
 """Largest in-plane deviation of a slice position from the line along the normal."""
 DUPLICATE_TOLERANCE_MM = 1e-3
@@ -81,7 +83,7 @@ def slice_distance(role: str, slices: Sequence[Slice]) -> float:
 def _check_even(role: str, slices: Sequence[Slice], steps: npt.NDArray[np.float64]) -> None:
     dz = float(np.median(steps))
     odd = np.flatnonzero(np.abs(steps - dz) > GAP_TOLERANCE * dz)
-    if not odd.size:
+    if not odd.size or (dz / 4 > 2 * ROUNDING_MM and _is_rounded(steps)):
         return
     worst = int(np.argmax(np.abs(steps - dz)))
     inner = odd.size == 2 and odd[1] == odd[0] + 1 and abs(steps[odd].sum() - 2 * dz) <= GAP_TOLERANCE * dz
@@ -94,6 +96,14 @@ def _check_even(role: str, slices: Sequence[Slice], steps: npt.NDArray[np.float6
         "SERIES_GAP",
         f"{role}: {steps[worst]:.4g} mm between {slices[worst]} and the next slice, expected {dz:.4g} mm",
     )
+
+
+def _is_rounded(steps: npt.NDArray[np.float64]) -> bool:
+    """Whether slices lie on an even grid but for rounding, which does not add up as true unevenness does."""
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    index = np.arange(len(along))
+    line = np.polynomial.Polynomial.fit(index, along, 1)
+    return bool(np.ptp(along - line(index)) <= 2 * ROUNDING_MM)
 
 
 def _check_sideways(role: str, slices: Sequence[Slice], sideways: npt.NDArray[np.float64]) -> None:
@@ -207,6 +217,10 @@ def header_notes(role: str, slices: Sequence[Slice], dz: float) -> Iterator[Note
         yield Note("SERIES_UID_MISSING", f"{role}: the series UID is empty; the folder's slices were taken as one")
     if any(s.sop_class not in CT_SOP_CLASSES for s in slices):
         yield Note("SERIES_SOP_CLASS", f"{role}: the SOP class is empty or not CT; Modality CT decided")
+    if role == "image" and (lossy := sum(s.lossy for s in slices)):
+        yield Note(
+            "SERIES_LOSSY", f"{role}: {lossy} of {len(slices)} slices were compressed with loss, or may have been"
+        )
     if len(slices) > 1 and first.thickness and abs(first.thickness - dz) > THICKNESS_TOLERANCE_MM:
         yield Note("SERIES_THICKNESS", f"{role}: thickness {first.thickness:g} mm, slice distance {dz:g} mm is used")
     tilts = {abs(s.tilt_degrees or 0.0) for s in slices}

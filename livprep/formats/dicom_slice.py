@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from livprep.cases import FileRef
 from livprep.errors import SourceError
-from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, guarded, is_localizer
+from livprep.formats.dicom_header import ENHANCED_SOP_CLASSES, LOSSY_SYNTAXES, guarded, is_localizer
 from livprep.formats.dicom_pixels import StoredPixels, describe_pixels
 from livprep.formats.dicom_values import Elements, parse
 from livprep.geometry import shortest_decimal
@@ -39,7 +39,8 @@ _MACROS = {
 class Slice:
     """Geometry, identity and stored values of one slice; lengths in mm, vectors in LPS, None where not stated.
 
-    `images` counts those of the slice's acquisition, `series_images` those of the series.
+    `images` counts those of the slice's acquisition, `series_images` those of the series. `lossy`: the pixels were
+    compressed with loss, or may have been.
     """
 
     ref: FileRef
@@ -59,13 +60,14 @@ class Slice:
     images: int | None
     series_images: int | None
     rescale_type: str
+    lossy: bool
     pixels: StoredPixels
 
     @property
     def normal(self) -> npt.NDArray[np.float64]:
         """Unit normal of the plane: cross product of the row and the column direction (PS3.3 C.7.6.2.1.1)."""
         vector: npt.NDArray[np.float64] = np.cross(self.orientation[:3], self.orientation[3:])
-        return vector
+        return vector / np.linalg.norm(vector)
 
     def __str__(self) -> str:
         return str(self.ref) if self.frame is None else f"{self.ref} frame {self.frame}"
@@ -143,13 +145,20 @@ def parse_slices(ref: FileRef, data: bytes) -> list[Slice]:
         ]
 
 
+def _is_lossy(header: _Header) -> bool:
+    """LossyImageCompression (PS3.3, C.7.6.1.1.5: once 01, always 01); where it is absent, the syntax may allow loss."""
+    stated = header.text("LossyImageCompression").strip()
+    return stated == "01" or (stated != "00" and header.elements.dataset.file_meta.TransferSyntaxUID in LOSSY_SYNTAXES)
+
+
 def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
     position = header.numbers(ref, "ImagePositionPatient", 3)
     orientation = header.numbers(ref, "ImageOrientationPatient", 6)
     spacing = header.numbers(ref, "PixelSpacing", 2)
-    row, column = orientation[:3], orientation[3:]
-    if max(abs(np.linalg.norm(row) - 1), abs(np.linalg.norm(column) - 1)) > 0.01 or abs(row @ column) > 1e-3:
+    lengths = np.linalg.norm(orientation.reshape(2, 3), axis=1)
+    if np.abs(lengths - 1).max() > 0.01 or abs(orientation[:3] @ orientation[3:]) > 1e-3:
         raise SourceError("SERIES_TAG", f"{ref}: ImageOrientationPatient holds no unit vectors at right angles")
+    orientation /= np.repeat(lengths, 3)  # digits cut off would otherwise stretch the spacing
     spacing_yx = shortest_decimal(spacing[0]), shortest_decimal(spacing[1])
     if not all(0 < mm < math.inf for mm in spacing_yx):
         raise SourceError("SERIES_TAG", f"{ref}: PixelSpacing is not positive, expected mm")
@@ -176,5 +185,6 @@ def _slice_of(ref: FileRef, header: _Header, frame: int, frames: int) -> Slice:
         images=None if grouped else header.count("ImagesInAcquisition"),
         series_images=None if grouped else header.count("NumberOfSeriesRelatedInstances"),
         rescale_type=header.text("RescaleType").strip().upper(),
+        lossy=_is_lossy(header),
         pixels=describe_pixels(ref, header.elements, frame, frames, rescale),
     )

@@ -16,10 +16,10 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from livprep.cases import FileRef
-from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom
+from livprep.formats.dicom_header import DICOM_START_BYTES, check_expansion, is_dicom, with_preamble
 
 _PLAIN = {b"1.2.840.10008.1.2": True, b"1.2.840.10008.1.2.1": False}
 """Transfer syntaxes of little endian values that are not compressed, and whether their VR is implicit (PS3.5, A)."""
@@ -127,6 +127,7 @@ def parse(ref: FileRef, data: bytes) -> Elements:
     Exception
         Whatever pydicom raises on damaged bytes.
     """
+    data = with_preamble(data)
     syntax, start = file_meta(data)
     implicit = _PLAIN.get(syntax)
     if implicit is None or not is_dicom(data):
@@ -148,7 +149,13 @@ def parse(ref: FileRef, data: bytes) -> Elements:
 
 def _parse_by_pydicom(ref: FileRef, data: bytes) -> Elements:
     check_expansion(ref, data)
-    return Elements(pydicom.dcmread(io.BytesIO(data)))
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    if "TransferSyntaxUID" not in dataset.file_meta:  # required, but some leave it out; pydicom tried what fits
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
+    return Elements(dataset)
 
 
 @functools.cache

@@ -30,6 +30,8 @@ MAX_BYTES = 4 << 30
 MAX_SIDE = 4096
 PIXDIM_TOLERANCE_MM = 1e-3
 SHEAR_TOLERANCE = 1e-3
+FORM_TOLERANCE_MM = 0.05
+"""Largest difference of an element of sform and qform at which they count as one; the quaternion is float32."""
 MAX_TRAILING_BYTES = 16 << 20
 """What may follow the voxels of a gzipped file; it is checked and dropped."""
 _MAX_DEFLATE = 1032
@@ -248,6 +250,9 @@ def _affine(ref: FileRef, header: nib.Nifti1Header) -> tuple[npt.NDArray[np.floa
     try:
         if int(header["sform_code"]) > 0:
             affine = np.asarray(header.get_sform(), dtype=np.float64)
+            if _other_qform(header, affine):
+                detail = "sform and qform place the voxels differently; the sform is used, ITK may take the qform"
+                notes = (Note("NIFTI_FORMS", detail),)
         elif int(header["qform_code"]) > 0:
             affine = np.asarray(header.get_qform(), dtype=np.float64)
         else:
@@ -266,6 +271,17 @@ def _affine(ref: FileRef, header: nib.Nifti1Header) -> tuple[npt.NDArray[np.floa
     if not np.allclose(norms, pixdim, rtol=0, atol=PIXDIM_TOLERANCE_MM):
         raise SourceError("NIFTI_AFFINE", f"{ref}: affine spacing {norms} mm, but pixdim says {pixdim} mm")
     return affine, notes
+
+
+def _other_qform(header: nib.Nifti1Header, sform: npt.NDArray[np.float64]) -> bool:
+    """Whether a qform is set, and is another affine; one that cannot be read is none."""
+    if int(header["qform_code"]) <= 0:
+        return False
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # nibabel refuses quaternions that are none
+        return False
+    return not np.allclose(qform, sform, rtol=0, atol=FORM_TOLERANCE_MM)
 
 
 def to_hu(ref: FileRef, image: Nifti) -> npt.NDArray[np.int16]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,12 @@ class Discovery:
     cases: tuple[Case, ...]
     rejected: tuple[Rejection, ...]
     ignored: tuple[Rejection, ...] = ()
+
+    @property
+    def aside(self) -> str:
+        """What was left out and why, to end the message of a command that found nothing else; empty if nothing."""
+        reasons = dict.fromkeys(entry.detail for entry in self.ignored)
+        return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 
 def catalog_beside(paths: Sequence[Path]) -> Path | None:
@@ -78,13 +85,15 @@ def discover(paths: Sequence[Path], catalog: Catalog, dataset: Choice = "auto") 
     """
     files: dict[tuple[Parts, FileRef], None] = {}  # a set in order: sources may overlap
     faults: Faults = []
+    outward: list[Parts] = []
     roots = [root for path in paths for root in _roots(Path(path))]
     try:
         for path in paths:
-            parents, faulty = Path(path).absolute().parent.parts, Faults()
-            files.update((((*parents, *parts), ref), None) for parts, ref in walk(Path(path), faulty))
+            parents, faulty, links = Path(path).absolute().parent.parts, Faults(), list[Parts]()
+            files.update((((*parents, *parts), ref), None) for parts, ref in walk(Path(path), faulty, links))
             faults.extend(((*parents, *parts), error) for parts, error in faulty)
-        found = _find(list(files), catalog, dataset, roots)
+            outward.extend((*parents, *parts) for parts in links)
+        found = [*_find(list(files), catalog, dataset, roots), _links(outward)]
     finally:
         close_archives()
     name_of = _scan_of if dataset == "any" else _case_of
@@ -111,6 +120,21 @@ def _find(files: Files, catalog: Catalog, dataset: Choice, roots: Sequence[Parts
         files = [(parts, ref) for parts, ref in files if ref not in taken]
     finders = {"ircadb": ircadb.find, "lits": lits.find}
     return found + [find(files, catalog) for name, find in finders.items() if dataset in ("auto", name)]
+
+
+def _links(outward: Sequence[Parts]) -> Found:
+    """Links that lead out of a source, which nobody would miss otherwise: what they lead to may not be meant."""
+    counts = Counter(parts[:-1] for parts in outward)
+    return Found(
+        ignored=[
+            Rejection(
+                printable(str(Path(*folder))),
+                "",
+                f"symbolic links that lead out of the source are not followed: {count}; name what they lead to instead",
+            )
+            for folder, count in sorted(counts.items())
+        ]
+    )
 
 
 def _case_of(parts: Parts, catalog: Catalog) -> str:

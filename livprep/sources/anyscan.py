@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 from livprep.cases import Case, FileRef, Rejection, printable
@@ -11,10 +11,11 @@ from livprep.catalog import Catalog
 from livprep.errors import SourceError
 from livprep.formats.archive import Parts, read_bytes, read_start
 from livprep.formats.dicom import read_series
-from livprep.formats.dicom_header import DICOM_START_BYTES, is_dicom, peek
+from livprep.formats.dicom_header import DICOM_START_BYTES, SeriesKey, begins_like_dicom, peek
 from livprep.formats.hashing import HashingReader
 from livprep.formats.nifti import read_nifti, to_hu
 from livprep.sources.found import Files, Found, SourceCase, look_at
+from livprep.sources.series import group
 from livprep.volume import LabelledVolume, Volume
 
 _NIFTI = re.compile(r"(.+?)\.nii(\.gz)?", re.IGNORECASE)
@@ -22,14 +23,13 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def find(files: Files, catalog: Catalog) -> Found:
-    """Take NIfTI files by name, and group everything else that is DICOM by folder and series UID.
+    """Take NIfTI files by name, and group everything else that is DICOM into series.
 
     Series of another modality, localizers and screen captures are ignored; a folder with files that cannot be
     opened is rejected once.
     """
     found = Found()
-    series: dict[tuple[Parts, str], list[FileRef]] = defaultdict(list)
-    scouts: dict[tuple[Parts, str], int] = defaultdict(int)
+    slices: list[tuple[Parts, FileRef, SeriesKey]] = []
     ignored: dict[tuple[Parts, str], Rejection] = {}
     faulty: dict[Parts, Rejection] = {}
     taken: set[str] = set()
@@ -41,29 +41,31 @@ def find(files: Files, catalog: Catalog) -> Found:
         where = printable(str(Path(*parts[:-1])))
         try:
             # Whatever lies in the folder is looked at, videos and disk images too.
-            key = peek(ref, read_bytes(ref)) if is_dicom(read_start(ref, DICOM_START_BYTES)) else None
+            key = peek(ref, read_bytes(ref)) if begins_like_dicom(read_start(ref, DICOM_START_BYTES)) else None
         except SourceError as error:
             faulty.setdefault(parts[:-1], Rejection(where, error.code, error.message))
             continue
         if key is not None and key.modality == "CT" and key.placed:
-            series[parts[:-1], key.uid].append(ref)
-            scouts[parts[:-1], key.uid] += key.localizer
+            slices.append((parts[:-1], ref, key))
         elif key is not None:
-            reason = "a screen capture, no slice" if key.modality == "CT" else "the modality is not CT"
+            reason = "a screen capture or page of text, no slice" if key.modality == "CT" else "the modality is not CT"
             ignored[parts[:-1], key.uid] = Rejection(where, "", reason)
-    for (folder, uid), count in scouts.items():
-        if count == len(series[folder, uid]):
-            del series[folder, uid]
-            ignored[folder, uid] = Rejection(printable(str(Path(*folder))), "", "localizers, no slices")
+    groups = []
+    for entry in group(slices):
+        if all(key.localizer for _, key in entry.slices):
+            where = printable(str(Path(*entry.folder)))
+            ignored[entry.folder, entry.slices[0][1].uid] = Rejection(where, "", "localizers, no slices")
+        else:
+            groups.append(entry)
     found.rejected, found.ignored = list(faulty.values()), list(ignored.values())
-    per_folder: dict[Parts, int] = defaultdict(int)
-    for folder, _ in series:
-        per_folder[folder] += 1
-    for (folder, uid), refs in sorted(series.items()):
-        stem = folder[-1] if folder else "series"
-        if per_folder[folder] > 1:
-            stem = f"{stem}-{len([1 for f, u in series if f == folder and u <= uid])}"
-        found.cases.append(Case(_unique(stem, taken), "any", -1, tuple(refs)))
+    counts = Counter(entry.folder for entry in groups)
+    numbers: Counter[Parts] = Counter()
+    for entry in groups:
+        numbers[entry.folder] += 1
+        stem = entry.folder[-1] if entry.folder else "series"
+        if counts[entry.folder] > 1:
+            stem = f"{stem}-{numbers[entry.folder]}"
+        found.cases.append(Case(_unique(stem, taken), "any", -1, entry.refs, notes=entry.notes))
     return found
 
 
@@ -94,7 +96,7 @@ def read(case: Case, reader: HashingReader) -> SourceCase:
         patient=case.case_id,
         volume=labelled,
         header_affine_ras=affine,
-        notes=(*notes, *look.notes),
+        notes=(*case.notes, *notes, *look.notes),
         repairs=(),
         look=look,
         digest=reader.digest(),

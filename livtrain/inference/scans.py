@@ -14,6 +14,8 @@ import numpy.typing as npt
 from livprep.cases import Case, FileRef, Rejection
 from livprep.catalog import Catalog
 from livprep.errors import StoreError, UsageError
+from livprep.formats.archive import read_bytes
+from livprep.formats.dicom_header import patient_number
 from livprep.geometry import Geometry
 from livprep.prepare import Preparation
 from livprep.sources import discover, read_case
@@ -184,23 +186,29 @@ def _chosen(name: str, cases: str, store: Store | None) -> bool:
 def _in_files(path: Path, catalog: Catalog) -> tuple[list[Case], list[Rejection]]:
     """Scans under a path: those of known data sets, masks or not; where there are none, every CT and NIfTI."""
     found = discover([path], catalog)
-    # A scan whose masks are missing cannot be ingested, but it can be segmented.
-    bare = {fault.case_id for fault in found.rejected if fault.code == "MASK_MISSING"}
+    # A scan whose masks are missing, or that the catalogue does not list, cannot be ingested, but it can be segmented.
+    bare = {fault.case_id for fault in found.rejected if fault.code in ("MASK_MISSING", "CASE_UNKNOWN")}
     if found.cases and not bare:
         return list(found.cases), list(found.rejected)
     anything = discover([path], catalog, "any")
     known = {case.case_id: case for case in (_recognized(case, catalog) for case in anything.cases) if case}
-    cases = [*found.cases, *(known[name] for name in sorted(bare & known.keys()))]
-    rejected = [fault for fault in found.rejected if fault.case_id not in {case.case_id for case in cases}]
+    added = [case for _, case in sorted(known.items()) if case.case_id in bare or (bare and case.dataset == "any")]
+    cases = [*found.cases, *added]
+    served = {case.case_id for case in cases}
+    served.update(folder for case in added if case.dataset == "any" for folder in _folders(case.image[0]))
+    rejected = [fault for fault in found.rejected if fault.case_id not in served]
     if cases or any(not fault.code.startswith("ARCHIVE_") for fault in rejected):
         return cases, rejected  # a damaged zip alone does not make a data set
     if not anything.cases and not anything.rejected:
-        raise UsageError("NOTHING_FOUND", f"{path}: holds no CT series and no NIfTI")
+        raise UsageError("NOTHING_FOUND", f"{path}: holds no CT series and no NIfTI{anything.aside}")
     return list(anything.cases), list(anything.rejected)
 
 
 def _recognized(case: Case, catalog: Catalog) -> Case | None:
-    """A scan of no data set that by its name or folder is one of a known data set, without masks; else None."""
+    """A scan that by its name or folder is one of a known data set, without masks; else None.
+
+    In 3DIRCADb's layout it stays what it is where neither folder nor header has a number: somebody's own patients.
+    """
     ref = case.image[0]
     folders = _folders(ref)
     named = catalog.lits.layout.locate((*folders, ref.name))
@@ -210,8 +218,8 @@ def _recognized(case: Case, catalog: Catalog) -> Case | None:
     if catalog.ircadb.layout.scan.lower() in (folder.lower() for folder in folders):
         numbers = (catalog.ircadb.layout.case_number(folder) for folder in reversed(folders))
         number = next((number for number in numbers if number is not None), None)
-        if number is not None and catalog.ircadb.case(number) is not None:
-            return Case(f"ircadb-{number:02d}", "ircadb", number, case.image)
+        number = patient_number(read_bytes(ref)) if number is None else number
+        return case if number is None else Case(f"ircadb-{number:02d}", "ircadb", number, case.image)
     return None
 
 

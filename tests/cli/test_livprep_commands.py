@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import ircadb_case, lits_pair, mask_array, nifti_bytes, plain_slice, scan, tree_hash, write_series
+from building import edited, ircadb_case, lits_pair, mask_array, nifti_bytes, plain_slice, scan, tree_hash, write_series
 from conftest import Outcome
 
 from livprep.errors import CODES
@@ -481,7 +481,12 @@ def test_inspect(livprep: Run, tmp_path: Path) -> None:
     outcome = livprep("inspect", tmp_path / "in", "--json")
     record = json.loads(outcome.out)
     assert (outcome.code, record["status"], record["code"]) == (3, "rejected", "SERIES_GAP")
-    assert "rejected  SERIES_GAP: " in livprep("inspect", tmp_path / "in").out
+    outcome = livprep("inspect", tmp_path / "in")
+    assert "rejected  SERIES_GAP: " in outcome.out
+    assert outcome.err == "SERIES_GAP: Download the series again.\n"
+    assert livprep("inspect", tmp_path / "in", "-q").err == ""
+    write_series(tmp_path / "mr", [edited(plain_slice(k), Modality="MR") for k in range(4)])
+    assert livprep("inspect", tmp_path / "mr").out.endswith("mr  ignored  the modality is not CT\n")
     (tmp_path / "empty").mkdir()
     one_line(livprep("inspect", tmp_path / "empty"), "NOTHING_FOUND", 3, "no CT series and no NIfTI")
 

@@ -101,7 +101,8 @@ def one(k: int = 5, **values: Any) -> Build:
     return changed(lambda slices: put(slices[k], **values))
 
 
-def put(data: Dataset, **values: Any) -> None:
+def put(data: Dataset, **values: Any) -> Dataset:
+    """The slice itself, with elements set; None deletes one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for keyword, value in values.items():
@@ -109,6 +110,7 @@ def put(data: Dataset, **values: Any) -> None:
                 delattr(data, keyword)
             else:
                 setattr(data, keyword, value)
+    return data
 
 
 def drop(*numbers: int) -> Build:
@@ -211,6 +213,77 @@ def padded(slices: list[Dataset]) -> None:
         data.add_new(0x00280120, "SS", -2000)
 
 
+def phases(keyword: str) -> Build:
+    """Two phases at the same places in one series, told apart by one element."""
+
+    def change(slices: list[Dataset]) -> None:
+        slices.extend([plain(k) for k in range(COUNT)])
+        for k, data in enumerate(slices):
+            put(data, **{keyword: 1 + k // COUNT, "InstanceNumber": k + 1})
+
+    return changed(change)
+
+
+def positioned(z: Callable[[int], float]) -> Build:
+    """Thin slices, the `k`-th at `z(k)` mm."""
+    return changed(lambda slices: [put(data, ImagePositionPatient=[-12, -12, z(k)], SliceThickness="0.625",
+                                       SpacingBetweenSlices=None) for k, data in enumerate(slices)])  # fmt: skip
+
+
+def foldered(name: Callable[[int], str], without: tuple[int, ...] = ()) -> Build:
+    """A series whose `k`-th slice lies in the folder `name(k)`."""
+
+    def build(folder: Path) -> None:
+        for k in range(COUNT):
+            if k not in without:
+                (folder / "scan" / name(k)).mkdir(parents=True, exist_ok=True)
+                data = put(plain(k), ImagesInAcquisition=None)
+                (folder / "scan" / name(k) / f"IM{k:04d}").write_bytes(encoded(data))
+
+    return build
+
+
+def backed_up(folder: Path) -> None:
+    every()(folder)
+    shutil.copytree(folder / "scan", folder / "backup")
+
+
+def protocol() -> Dataset:
+    """A page of text that Siemens stores as a CT image."""
+    data = plain(0)
+    put(data, ImagePositionPatient=None, ImageOrientationPatient=None)
+    data.ImageType = ["ORIGINAL", "SECONDARY", "OTHER", "CT_SOM5 PROT"]
+    return data
+
+
+def bare(syntax: str, *, keep_meta: bool = False) -> Build:
+    """A series of files without preamble, with the meta information or without."""
+
+    def build(folder: Path) -> None:
+        for k in range(COUNT):
+            data = plain(k)
+            data.file_meta.TransferSyntaxUID = syntax
+            content = encoded(data)[132:]
+            if not keep_meta:
+                content = content[12 + int.from_bytes(content[8:12], "little") :]  # (0002,0000) counts what follows it
+            (folder / "scan").mkdir(parents=True, exist_ok=True)
+            (folder / "scan" / f"IM{k:04d}").write_bytes(content)
+
+    return build
+
+
+def without_syntax(folder: Path) -> None:
+    """A series whose files do not say their transfer syntax."""
+    for k in range(COUNT):
+        content = encoded(plain(k))
+        start = content.index(b"\2\0\x10\0UI")
+        end = start + 8 + int.from_bytes(content[start + 6 : start + 8], "little")
+        counted = int.from_bytes(content[140:144], "little") - (end - start)
+        content = content[:140] + counted.to_bytes(4, "little") + content[144:start] + content[end:]
+        (folder / "scan").mkdir(parents=True, exist_ok=True)
+        (folder / "scan" / f"IM{k:04d}").write_bytes(content)
+
+
 def garbage_bits(slices: list[Dataset]) -> None:
     for k, data in enumerate(slices):
         data.BitsStored, data.HighBit = 12, 11
@@ -230,8 +303,8 @@ def compressed(syntax: str, frame: Callable[[bytes], bytes]) -> Build:
     return changed(change)
 
 
-def jpeg_2000(keep: float) -> Build:
-    """A series of JPEG 2000 frames, one cut to a share of its bytes."""
+def jpeg_2000(keep: float, syntax: str = JPEG_2000) -> Build:
+    """A series of JPEG 2000 frames without loss, one cut to a share of its bytes."""
 
     def change(slices: list[Dataset]) -> None:
         from PIL import Image
@@ -242,7 +315,7 @@ def jpeg_2000(keep: float) -> Build:
             frame = buffer.getvalue()
             data.PixelData = encapsulate([frame[: int(len(frame) * keep)] if k == 5 else frame])
             data["PixelData"].is_undefined_length, data.PixelRepresentation = True, 0
-            data.file_meta.TransferSyntaxUID = JPEG_2000
+            data.file_meta.TransferSyntaxUID = syntax
 
     return changed(change)
 

@@ -61,6 +61,46 @@ def test_slices_without_a_uid_are_one_series_by_folder(tmp_path: Path) -> None:
     assert [note.code for note in read_case(discovery.cases[0], CATALOG).notes] == ["SERIES_UID_MISSING"]
 
 
+def placed(start: int, count: int = 4, **changes: object) -> list[bytes]:
+    """Slices from number `start` on, 2 mm apart."""
+    return [edited(plain_slice(k), **changes) for k in range(start, start + count)]
+
+
+def test_a_series_spread_over_folders_is_one_case(tmp_path: Path) -> None:
+    for number in range(3):
+        write_series(tmp_path / "disc" / f"DIR{number}", placed(4 * number))
+    (case,) = found(tmp_path).cases
+    assert (case.case_id, len(case.image), case.notes) == ("disc", 12, ())
+    source = read_case(case, CATALOG)
+    assert source.volume.image.hu[:, 0, 0].tolist() == [-1024 + 100 * k for k in range(12)]
+
+
+def test_scans_that_share_a_uid_in_several_folders_stay_apart(tmp_path: Path) -> None:
+    """Copies, and what a bad pseudonymization made of two scans."""
+    write_series(tmp_path / "a", placed(0))
+    write_series(tmp_path / "b", placed(6))
+    discovery = found(tmp_path)
+    assert [(case.case_id, len(case.image)) for case in discovery.cases] == [("a", 4), ("b", 4)]
+    for case in discovery.cases:
+        assert [note.code for note in read_case(case, CATALOG).notes] == ["SERIES_SPREAD"]
+
+
+def test_phases_of_one_series_are_cases_of_their_own(tmp_path: Path) -> None:
+    phases = [edited(data, AcquisitionNumber=n) for n in (10, 9) for data in placed(0, InstanceNumber=None)]
+    write_series(tmp_path / "liver", phases)
+    discovery = found(tmp_path)
+    assert [case.case_id for case in discovery.cases] == ["liver-1", "liver-2"]
+    assert [Path(case.image[0].path).name for case in discovery.cases] == ["image_4", "image_0"]  # 9 before 10
+    assert [note.code for note in read_case(discovery.cases[0], CATALOG).notes] == ["SERIES_PHASES"]
+
+
+def test_acquisitions_side_by_side_are_one_case(tmp_path: Path) -> None:
+    write_series(
+        tmp_path / "liver", [edited(data, AcquisitionNumber=1 + k // 4) for k, data in enumerate(placed(0, 8))]
+    )
+    assert [(case.case_id, len(case.image)) for case in found(tmp_path).cases] == [("liver", 8)]
+
+
 def test_names_are_unique_and_safe(tmp_path: Path) -> None:
     for folder in ("a", "b", "c d"):
         (tmp_path / folder).mkdir()

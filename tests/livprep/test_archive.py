@@ -218,6 +218,18 @@ def test_links_out_of_the_source_are_not_followed(tmp_path: Path) -> None:
     (root / "real").write_bytes(b"y")
     (root / "inside").symlink_to(root / "real")
     assert tree(root) == {("root", "real"): b"y", ("root", "inside"): b"y"}
+    outward: list[tuple[str, ...]] = []
+    list(walk(root, outward=outward))
+    assert outward == [("root", "file"), ("root", "folder")]
+
+
+def test_what_operating_systems_lay_beside_files_is_no_file(tmp_path: Path) -> None:
+    names = ["._scan.nii", ".DS_Store", "Thumbs.db", "desktop.ini", "scan.nii"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            (tmp_path / name).write_bytes(b"x")
+            archive.writestr(f"b/{name}", b"x")
+    assert [parts[-1] for parts, _ in walk(tmp_path)] == ["scan.nii", "scan.nii"]
 
 
 def test_the_source_itself_may_be_a_link(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from livprep.cases import FileRef
 from livprep.errors import SourceError
 from livprep.formats.dicom import read_series
-from livprep.formats.dicom_header import MAX_INFLATED_BYTES, is_dicom, patient_number, peek
+from livprep.formats.dicom_header import (
+    MAX_INFLATED_BYTES,
+    begins_like_dicom,
+    is_dicom,
+    patient_number,
+    peek,
+    with_preamble,
+)
 from livprep.formats.hashing import HashingReader
 
 
@@ -63,6 +70,22 @@ def test_coronal_series_keep_their_own_axes() -> None:
     assert result.geometry.orientation == "LIP"  # along the cross product of row and column
     assert result.geometry.origin_mm == (5, 0, 9)
     assert result.hu[:, 0, 0].tolist() == [-1024, -924, -824, -724]
+
+
+def test_cosines_of_few_digits_do_not_stretch_the_spacing() -> None:
+    """A plane that is turned by 22 degrees, as scanners write it: to four digits."""
+    row, column, normal = np.eye(3)[0], np.array([0, 0.9272, -0.3746]), np.array([0, 0.3746, 0.9272])
+    files = [
+        edited(
+            data,
+            ImageOrientationPatient=[*row, *column],
+            ImagePositionPatient=[f"{v:.4f}" for v in 2.5 * k * normal],
+        )
+        for k, data in enumerate(series())
+    ]
+    result = assembled(files)
+    np.testing.assert_allclose(result.geometry.spacing_mm[1:], (0.8, 0.7), rtol=1e-7)
+    assert result.geometry.spacing_mm[0] == pytest.approx(2.5, abs=1e-4)
 
 
 def test_spacing_text_of_float32_becomes_its_shortest_decimal() -> None:
@@ -530,6 +553,20 @@ def test_peek_tells_series_and_modality() -> None:
         peek(REF, edited(plain_slice(), Rows=None))
     assert is_dicom(plain_slice())
     assert not is_dicom(b"DICM")
+
+
+def test_data_sets_without_a_preamble_are_told_from_other_files() -> None:
+    meta = plain_slice()[132:]
+    body = meta[12 + int.from_bytes(meta[8:12], "little") :]
+    implicit = b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100" + b"\x08\0\x60\0\2\0\0\0CT"
+    for data in (meta, body, implicit):
+        assert begins_like_dicom(data[:132])
+        assert is_dicom(with_preamble(data))
+    for other in (b"", b"\x08\0", b"\x08\0\x05\0", b"text " * 50, b"\x08\0\x05\0" + b"\xff" * 200, bytes(500)):
+        assert not begins_like_dicom(other)
+        assert with_preamble(other) is other
+    key = peek(REF, body)
+    assert key == peek(REF, plain_slice())
 
 
 # --- damaged bytes ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from building import edited, nifti_bytes, plain_slice, scan, write_series, zip_folder
 
+from livprep.cohort import IngestRequest, plan_ingest
 from livprep.errors import SourceError
 from livprep.inspection import inspect_sources
 
@@ -92,3 +93,25 @@ def test_nothing_to_inspect(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no CT series and no NIfTI") as caught:
         list(inspect_sources([tmp_path]))
     assert caught.value.code == "NOTHING_FOUND"
+
+
+def test_links_out_of_the_source_are_told(tmp_path: Path) -> None:
+    """A data set of links to where the files really are would otherwise look empty."""
+    real = write_series(tmp_path / "real", [plain_slice(k) for k in range(4)])
+    (tmp_path / "in").mkdir()
+    for path in real.iterdir():
+        (tmp_path / "in" / path.name).symlink_to(path)
+    (record,) = inspect_sources([tmp_path / "in"])
+    assert (record["path"], record["status"]) == (str(tmp_path / "in"), "ignored")
+    assert "not followed: 4" in record["detail"]
+    with pytest.raises(SourceError, match=r"no 3DIRCADb or LiTS case.*not followed: 4"):
+        plan_ingest(IngestRequest((tmp_path / "in",), tmp_path / "store"))
+
+
+def test_each_warning_is_named_once(tmp_path: Path) -> None:
+    values = np.full((4, 40, 40), -1000, np.int16)
+    values[:, 8:32, 8:32] = 40
+    values[:, 0, 0], values[:, -1, -1] = -2000, -3000
+    (tmp_path / "scan.nii").write_bytes(nifti_bytes(values))
+    (record,) = inspect_sources([tmp_path])
+    assert record["warnings"].count("HU_PADDING") == 1

@@ -176,6 +176,20 @@ def test_a_slope_that_is_none_means_no_scaling(slope: float) -> None:
     np.testing.assert_array_equal(hu, VALUES)
 
 
+def test_sform_and_qform_that_differ_are_told() -> None:
+    mirrored = {
+        "qform_code": 1,
+        "quatern_b": 0.0,
+        "quatern_c": 1.0,
+        "quatern_d": 0.0,
+        "pixdim": [1, 0.7, 0.8, 2, 0, 0, 0, 0],
+    }
+    (note,) = read_nifti(REF, nifti_bytes(VALUES, fields=mirrored)).notes
+    assert note.code == "NIFTI_FORMS"
+    for unset in ({**mirrored, "qform_code": 0}, {**mirrored, "quatern_b": 3.0}, {}):
+        assert read_nifti(REF, nifti_bytes(VALUES, fields=unset)).notes == ()
+
+
 def test_sform_is_taken_before_qform() -> None:
     header = nib.Nifti1Header(nifti_bytes(VALUES)[:348])
     header.set_sform(np.diag([0.7, -0.8, 2.0, 1]), code=2)

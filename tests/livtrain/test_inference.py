@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from building import edited, plain_slice, write_series
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -358,6 +359,19 @@ def test_scans_of_known_data_sets_need_no_masks(tmp_path: Path) -> None:
     assert _names([alone], tmp_path) == ["lits-004"]
     scans, _ = find_scans([alone], tmp_path, CATALOG)
     assert np.array_equal(scans[0].load().volume.image.hu, _scene()[0])
+
+
+def test_scans_that_the_catalogue_does_not_list_are_segmented_all_the_same(tmp_path: Path) -> None:
+    _write_scan(tmp_path / "lits" / "volume-200.nii")
+    mine = [edited(plain_slice(k), PatientName="Doe^Jane") for k in range(4)]
+    write_series(tmp_path / "mine" / "patient A" / "PATIENT_DICOM", mine)
+    write_series(tmp_path / "moved" / "PATIENT_DICOM", [plain_slice(k) for k in range(4)])  # its header says 1
+    write_series(tmp_path / "mine" / "3Dircadb1.77" / "PATIENT_DICOM", [plain_slice(k) for k in range(4)])
+    expected = {"lits": ["lits-200"], "mine": ["PATIENT_DICOM-2", "ircadb-77"], "moved": ["ircadb-01"]}
+    for source, names in expected.items():
+        scans, rejected = find_scans([str(tmp_path / source)], tmp_path, CATALOG)
+        assert ([scan.name for scan in scans], rejected) == (names, [])
+        assert all(scan.load().volume.label_map is None for scan in scans)
 
 
 def test_a_damaged_zip_beside_a_scan_is_reported_and_the_scan_found(tmp_path: Path) -> None:
