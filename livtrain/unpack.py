@@ -191,45 +191,64 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
     mask, shift, offset = np.uint16(HU_MASK), np.uint16(HU_BITS), np.float32(PACKED_LOW_HU)
 
-    @numba.njit(nogil=True, inline="always")  # type: ignore[untyped-decorator]
-    def put(block: Any, count: int, out: Any, start: int) -> None:
-        of, to, size = block.ctypes.data, out.ctypes.data + start * out.itemsize, count * out.itemsize
-        if (to | size) % 32 == 0:
-            for at in range(0, size, 32):
-                stream32(to + at, of + at)
-        else:
-            out[start : start + count] = block[:count]
+    inline = numba.njit(nogil=True, inline="always")
+
+    @inline  # type: ignore[untyped-decorator]
+    def put(block: Any, out: Any, start: int) -> None:
+        of, to = block.ctypes.data, out.ctypes.data + start * out.itemsize
+        for at in range(0, _BLOCK * out.itemsize, 32):
+            stream32(to + at, of + at)
+
+    @inline  # type: ignore[untyped-decorator]
+    def streamed(out: Any) -> Any:
+        return out.size // _BLOCK * _BLOCK if out.ctypes.data % 32 == 0 else 0
+
+    @inline  # type: ignore[untyped-decorator]
+    def normalized(voxel: Any, low: Any, high: Any, mean: Any, deviation: Any) -> Any:
+        hu = np.float32(voxel & mask) + offset
+        hu = low if hu < low else hu
+        hu = high if hu > high else hu
+        return (hu - mean) / deviation
 
     def look_up(packed: Any, table: Any, image: Any, labels: Any) -> None:
         marks, values = np.empty(_BLOCK, labels.dtype), np.empty(_BLOCK, image.dtype)
         for b in range(packed.shape[0]):
-            for start in range(0, packed.shape[1], _BLOCK):
-                row = packed[b, start : start + _BLOCK]
-                for i in range(row.size):
-                    marks[i] = row[i] >> shift
-                put(marks, row.size, labels[b], start)
+            row, label = packed[b], labels[b]
+            end = streamed(label)
+            for start in range(0, end, _BLOCK):
+                part = row[start : start + _BLOCK]  # from its start: numba makes vectors of such a loop alone
+                for i in range(_BLOCK):
+                    marks[i] = part[i] >> shift
+                put(marks, label, start)
+            for i in range(end, row.size):
+                label[i] = row[i] >> shift
             for c in range(table.shape[0]):  # one channel after the other: its 16 kB of table stay in the cache
-                known = table[c]
-                for start in range(0, packed.shape[1], _BLOCK):
-                    row = packed[b, start : start + _BLOCK]
-                    for i in range(row.size):
-                        values[i] = known[row[i] & mask]
-                    put(values, row.size, image[b, c], start)
+                known, channel = table[c], image[b, c]
+                end = streamed(channel)
+                for start in range(0, end, _BLOCK):
+                    part = row[start : start + _BLOCK]
+                    for i in range(_BLOCK):
+                        values[i] = known[part[i] & mask]
+                    put(values, channel, start)
+                for i in range(end, row.size):
+                    channel[i] = known[row[i] & mask]
 
     def compute(packed: Any, numbers: Any, image: Any, labels: Any) -> None:
         low, high, mean, deviation = numbers
         marks, values = np.empty(_BLOCK, labels.dtype), np.empty(_BLOCK, image.dtype)
         for b in range(packed.shape[0]):
-            for start in range(0, packed.shape[1], _BLOCK):
-                row = packed[b, start : start + _BLOCK]
-                for i in range(row.size):
-                    marks[i] = row[i] >> shift
-                    hu = np.float32(row[i] & mask) + offset
-                    hu = low if hu < low else hu
-                    hu = high if hu > high else hu
-                    values[i] = (hu - mean) / deviation
-                put(marks, row.size, labels[b], start)
-                put(values, row.size, image[b], start)
+            row, label, channel = packed[b], labels[b], image[b]
+            end = min(streamed(label), streamed(channel))
+            for start in range(0, end, _BLOCK):
+                part = row[start : start + _BLOCK]
+                for i in range(_BLOCK):
+                    marks[i] = part[i] >> shift
+                    values[i] = normalized(part[i], low, high, mean, deviation)
+                put(marks, label, start)
+                put(values, channel, start)
+            for i in range(end, row.size):
+                label[i] = row[i] >> shift
+                channel[i] = normalized(row[i], low, high, mean, deviation)
 
     def compiled(function: Callable[..., None]) -> Callable[..., None]:
         try:

@@ -168,9 +168,7 @@ class BatchFiller:
         else:
             assert self.delivery.table is not None
             labels = self.buffers.labels.take(shape)
-            unpack_arrays(
-                filled.flat.reshape(shape), self.delivery.table, image, labels, self.delivery.normalization
-            )
+            unpack_arrays(filled.flat.reshape(shape), self.delivery.table, image, labels, self.delivery.normalization)
         return Filled(filled.refs, filled.faults, filled.margins_zyx, image=image, labels=labels)
 
     def batch(self, filled: Filled) -> Batch:

@@ -61,6 +61,24 @@ def test_normalization_as_in_nnunet() -> None:
     assert np.array_equal(on_tensors[0], image)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("shape", [(2, 4, 32, 32), (1, 3, 29, 31), (1, 1, 2, 3)])
+def test_computed_and_looked_up_values_are_the_same_wherever_they_lie(shape: tuple[int, ...], shift: int) -> None:
+    """Whole blocks leave past the caches where they may, ends and odd places do not."""
+    rng, normalization = np.random.default_rng(0), CtNormalization(-17, 201, 99.4, 39.4)
+    packed = rng.integers(0, 1 << 16, shape, dtype=np.uint16)
+    voxels = packed.size
+    results = []
+    for numbers in (None, normalization):
+        image = np.empty(voxels + 64, np.float32)[shift : shift + voxels].reshape(shape[0], 1, *shape[1:])
+        labels = np.empty(voxels + 64, np.int16)[shift : shift + voxels].reshape(shape)
+        unpack_arrays(packed, normalization.table(), image, labels, numbers)
+        results.append((image, labels))
+    for image, labels in results:
+        assert np.array_equal(image[:, 0], normalization.table()[0][packed & 4095])
+        assert np.array_equal(labels, packed >> 12)
+
+
 def test_windows_beyond_twelve_bits_are_refused() -> None:
     with pytest.raises(UsageError, match=r"wl3000_ww220 spans 2890 \.\.\. 3110 HU, the packed array holds -1024"):
         channel_table(WindowBank((Window(3000, 220),)))
