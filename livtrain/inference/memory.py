@@ -104,7 +104,7 @@ class PatchBatch:
 
     def _measure(self, forward: Forward, chunk: Sequence[Any]) -> Tensor:
         """The first pass, of one patch; finds how many fit."""
-        put_out = largest = 1
+        put_out = largest = 0
 
         def add(module: nn.Module, inputs: Any, output: Any) -> None:
             nonlocal put_out, largest
@@ -119,6 +119,6 @@ class PatchBatch:
             for hook in hooks:
                 hook.remove()
         self._measured = True
-        fitting = int(_SHARE * free_bytes(self._device) / put_out)
-        self.size = max(1, min(self._limit, fitting, MOST_BYTES // largest))
+        fitting = int(_SHARE * free_bytes(self._device) / max(put_out, 1))
+        self.size = max(1, min(self._limit, fitting, MOST_BYTES // max(largest, 1)))
         return result

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 from torch import Tensor
 
 from livprep.errors import RunError
 from livtrain.config import Settings
-from livtrain.inference.memory import is_out_of_memory
+from livtrain.inference.memory import free_bytes, is_out_of_memory
 from livtrain.model import build_model
 from livtrain.stages import get_stage
 
@@ -55,7 +54,7 @@ def batch_by_memory(settings: Settings, device: torch.device) -> tuple[int, int,
     -------
     The batch, its estimated bytes, and the free bytes of the device.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     weights, patch = estimated_bytes(settings)
     batch = MAX_BATCH
     while batch > 1 and weights + batch * patch > SHARE * free:
