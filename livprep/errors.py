@@ -385,6 +385,12 @@ CODES: dict[str, CodeInfo] = {
         "Lower the learning rate; the last good checkpoint is kept.",
         70,
     ),
+    "OUT_OF_MEMORY": CodeInfo(
+        "Training needs more memory than the device has.",
+        "Lower --set batch=1 (accumulate makes up for it) or patch_zyx, add --set activation_checkpointing=true, or "
+        "--set loader_tier=ram where the cohort lies on the device; what else runs there counts too.",
+        70,
+    ),
     "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
     "IO": CodeInfo("Reading or writing failed.", "Check the disk and run again; published cases are safe.", 74),
     "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again (fit: with --resume).", 75),

@@ -137,7 +137,10 @@ def _wce(v: _Voxels, class_weights: Sequence[float] | None = None) -> Tensor:
     """Cross-entropy divided by the sum of the weights; by default 0.05 for background and 1 for the other classes."""
     if class_weights is None:
         return v.mean(-v.log_true, WCE_BACKGROUND + (1 - WCE_BACKGROUND) * v.foreground)
-    return v.mean(-v.log_true, v.w.new_tensor(class_weights)[v.labels])
+    weights = torch.zeros_like(v.w)
+    for label, weight in enumerate(class_weights):  # a table of them would have to be copied, which waits for a GPU
+        weights.masked_fill_(v.labels == label, weight)
+    return v.mean(-v.log_true, weights)
 
 
 def _focal(v: _Voxels) -> Tensor:

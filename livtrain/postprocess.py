@@ -37,7 +37,7 @@ def dilate_mm(mask_ZYX: Tensor, spacing_mm: Triple, radius_mm: float) -> Tensor:
     distance2 = torch.where(mask_ZYX.bool(), 0.0, limit * 2 + 1).to(torch.float32)
     for axis, step_mm in enumerate(spacing_mm):
         reach = min(math.floor(radius_mm / step_mm + 1e-6), distance2.shape[axis] - 1)
-        if distance2.is_cuda:
+        if distance2.device.type != "cpu":
             _lower_envelope(distance2, axis, step_mm, reach, torch.minimum)
             continue
         # The lines of an axis are independent, and pieces that fit the cache go several times as fast.
@@ -45,6 +45,17 @@ def dilate_mm(mask_ZYX: Tensor, spacing_mm: Triple, radius_mm: float) -> Tensor:
         for piece in pieces:
             _lower_envelope(piece, axis, step_mm, reach, np.minimum)
     return distance2 <= limit
+
+
+def surroundings(mask: BoolArray, spacing_mm: Triple, radius_mm: float) -> BoolArray:
+    """`dilate_mm` of a `(z, y, x)` mask on the CPU, computed where it can mark anything at all."""
+    near = mask.copy()
+    box = bounding_box(mask)
+    if box is not None:
+        z, y, x = (int(radius_mm // step) + 1 for step in spacing_mm)
+        box = grow_box(box, (z, y, x), (mask.shape[0], mask.shape[1], mask.shape[2]))
+        near[box] = dilate_mm(torch.from_numpy(mask[box]), spacing_mm, radius_mm).numpy()
+    return near
 
 
 def _lower_envelope(distance2: Any, axis: int, step_mm: float, reach: int, minimum: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from livtrain.augment.channels import hu_bits, label_bits
 from livtrain.augment.draws import Matrix
 from livtrain.augment.kernels import resample
+from livtrain.augment.moving import moved
 
 _PLANES = 16
 """Fewest planes of the result that are worth a thread."""
@@ -43,9 +44,10 @@ def sample(
     region, patch = np.array(labels_ZYX.shape), np.array(marks_ZYX.shape)
     theta = np.zeros((3, 4))
     theta[:, :3] = (matrix * patch[None, :] / region[:, None])[::-1, ::-1]  # grid_sample's order is x, y, z
-    grid = affine_grid(torch.from_numpy(theta).to(image_CZYX)[None], [1, 1, *marks_ZYX.shape], align_corners=False)
+    device = labels_ZYX.device
+    grid = affine_grid(moved(theta.astype(np.float32), device)[None], [1, 1, *marks_ZYX.shape], align_corners=False)
     if shift is not None:
-        halves = torch.from_numpy(2 / region[::-1].copy()).to(image_CZYX)
+        halves = moved((2 / region[::-1]).astype(np.float32), device)
         grid += (shift.flip(0).movedim(0, -1) * halves)[None]
     out_CZYX.copy_(grid_sample(image_CZYX[None], grid, "bilinear", "zeros", align_corners=False)[0])
     nearest = grid_sample(labels_ZYX.to(image_CZYX)[None, None], grid, "nearest", "zeros", align_corners=False)

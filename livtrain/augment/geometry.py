@@ -11,6 +11,7 @@ from torch import Tensor
 
 from livprep.geometry import Triple
 from livtrain.augment.draws import GeometryDraw, Matrix
+from livtrain.augment.moving import moved
 from livtrain.augment_config import AugmentSettings
 
 Shape = tuple[int, int, int]
@@ -83,8 +84,8 @@ def displacement(draw: GeometryDraw, patch_zyx: Shape, spacing_mm: Triple, devic
     weights = [_spline(n, s / draw.elastic.step_mm) for n, s in zip(patch_zyx, spacing_mm, strict=True)]
     points = draw.elastic.points((weights[0].shape[1], weights[1].shape[1], weights[2].shape[1]))
     points /= np.array(spacing_mm, dtype=np.float32)[:, None, None, None]
-    z, y, x = (torch.from_numpy(weight).to(device) for weight in weights)
-    along_yx = y @ (torch.from_numpy(points).to(device) @ x.T)
+    z, y, x = (moved(weight, device) for weight in weights)
+    along_yx = y @ (moved(points, device) @ x.T)
     field: Tensor = (z @ along_yx.flatten(2)).view(3, *patch_zyx)
     return field
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from livprep.errors import StoreError
 from livprep.geometry import Geometry
@@ -17,7 +16,7 @@ from livtrain.inference.models import StageModel
 from livtrain.inference.scans import LoadedScan
 from livtrain.inference.window import Slab
 from livtrain.model import model_input
-from livtrain.postprocess import BoolArray, Box, bounding_box, dilate_mm, grow_box
+from livtrain.postprocess import BoolArray, Box, surroundings
 from livtrain.stages import LIVER_MARGIN_MM
 
 Key = tuple[str, WindowBank, bool]
@@ -87,15 +86,7 @@ class ScanInputs:
     def near_liver(self, liver: BoolArray, canonical: Geometry, model: StageModel) -> BoolArray:
         """The liver of the source's grid in LPS order, dilated by the margin, on the model's grid."""
         moved = prepare_labels(liver.view(np.uint8), canonical, model.preparation)
-        mask: BoolArray = moved.labels > 0
-        box = bounding_box(mask)
-        if box is None:
-            return mask
-        spacing_mm = moved.geometry.spacing_mm
-        z, y, x = (int(LIVER_MARGIN_MM // step) + 1 for step in spacing_mm)
-        box = grow_box(box, (z, y, x), moved.geometry.shape_zyx)
-        mask[box] = dilate_mm(torch.from_numpy(mask[box]), spacing_mm, LIVER_MARGIN_MM).numpy()
-        return mask
+        return surroundings(moved.labels > 0, moved.geometry.spacing_mm, LIVER_MARGIN_MM)
 
 
 def placed(slabs: Iterable[Slab], box: Box, near: BoolArray) -> Iterator[Slab]:

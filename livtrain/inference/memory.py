@@ -15,6 +15,9 @@ Item = TypeVar("Item")
 
 MOST_PATCHES = 32
 """More at once make no device faster."""
+MOST_BYTES = 1 << 30
+"""Of one layer's output: kernels count in 32 bits and split beyond (cuDNN 9.8 to 9.10 made mistakes there, pytorch
+issue 163539); a layer that puts out this much keeps any device busy."""
 _SHARE = 0.5
 """Of the free memory; allocators round up, and convolutions want workspace of their own."""
 
@@ -101,12 +104,13 @@ class PatchBatch:
 
     def _measure(self, forward: Forward, chunk: Sequence[Any]) -> Tensor:
         """The first pass, of one patch; finds how many fit."""
-        put_out = 0
+        put_out = largest = 0
 
         def add(module: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal put_out
+            nonlocal put_out, largest
             for tensor in output if isinstance(output, (tuple, list)) else (output,):
-                put_out += tensor.nbytes if isinstance(tensor, Tensor) else 0
+                size = tensor.nbytes if isinstance(tensor, Tensor) else 0
+                put_out, largest = put_out + size, max(largest, size)
 
         hooks = [m.register_forward_hook(add) for m in self._network.modules() if not any(m.children())]
         try:
@@ -115,5 +119,6 @@ class PatchBatch:
             for hook in hooks:
                 hook.remove()
         self._measured = True
-        self.size = max(1, min(self._limit, int(_SHARE * free_bytes(self._device) / max(put_out, 1))))
+        fitting = int(_SHARE * free_bytes(self._device) / max(put_out, 1))
+        self.size = max(1, min(self._limit, fitting, MOST_BYTES // max(largest, 1)))
         return result

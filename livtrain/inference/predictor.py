@@ -27,7 +27,7 @@ from livtrain.inference.models import StageModel
 from livtrain.inference.options import Prediction, PredictOptions
 from livtrain.inference.scans import LoadedScan
 from livtrain.inference.smoothing import Known, own_hu, smooth
-from livtrain.inference.window import Clock, FloatVolume, Slab, WindowSettings, window_slabs
+from livtrain.inference.window import Clock, FloatVolume, Slab, WindowSettings, computes_bf16, window_slabs
 from livtrain.postprocess import BoolArray, bounding_box, box_at_least
 from livtrain.stages import Stage
 
@@ -173,7 +173,7 @@ class Predictor:
 
     def _window(self, model: StageModel, clock: Clock) -> WindowSettings:
         settings, options = model.settings, self._options
-        trained = settings.amp == "bf16" and self._device.type == "cuda"
+        trained = settings.amp == "bf16" and self._device.type == "cuda" and computes_bf16(self._device)
         return WindowSettings(
             settings.patch_zyx,
             settings.overlap if options.overlap is None else options.overlap,

@@ -252,6 +252,11 @@ class _Row:
         self._total[:, depth - count :] = 0
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has bfloat16 of its own; CUDA devices before Ampere (compute capability 8.0) imitate it."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _unit(patches: Tensor) -> Tensor:
     """Network input: uint8 / 255 as float32; floats are taken as they are."""
     return patches.float() / 255 if patches.dtype == torch.uint8 else patches.float()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from livtrain.loader.request import LoaderCase
 from livtrain.loader.streaming import PatchLoader
 from livtrain.sampling import Shape
@@ -84,9 +86,10 @@ def measure(
     step_ms
         Time that the consumer spends on each batch; without it, batches are dropped as they come.
     """
-    began = time.perf_counter()
+    began, device = time.perf_counter(), torch.device(options.get("device", "cpu"))
     with PatchLoader(store, patch_zyx, batch, **options) as loader:
         next(loader)
+        _wait_for(device)
         start_s = time.perf_counter() - began
         patches, waited, wall_s, cpu_s = 0, 0.0, 0.0, 0.0
         for share in (_WARM_SHARE, 1 - _WARM_SHARE):
@@ -94,9 +97,11 @@ def measure(
             while time.perf_counter() - begin < share * seconds or not patches:
                 asked = time.perf_counter()
                 patches += len(next(loader).counters)
-                waited += time.perf_counter() - asked
                 if step_ms:
+                    _wait_for(device)
+                    waited += time.perf_counter() - asked
                     time.sleep(step_ms / 1000)
+            _wait_for(device)
             wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu
         return Throughput(
             tier=loader.tier.name,
@@ -114,3 +119,9 @@ def measure(
             wait_fraction=waited / wall_s if step_ms else None,
             step_ms=step_ms,
         )
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until a device has done what was asked of it: a CUDA batch is handed out while it is still being made."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

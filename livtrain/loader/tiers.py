@@ -12,15 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from livprep.errors import UsageError
+from livprep.machine import free_memory_bytes
 from livtrain.dataset import NO_MARGIN, CaseReader, enlarged, overlap
 from livtrain.loader.batch import Batch, patches, sizes
 from livtrain.loader.filling import BatchFiller
@@ -33,7 +32,6 @@ DEVICE_SHARE, RAM_SHARE = 0.4, 0.5
 """Part of the free memory that a cohort may take without being asked: the network and its activations, or the rest
 of the machine, need the other part."""
 _PACKED_BYTES = 2
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 class TierCase(CaseReader, Protocol):
@@ -124,22 +122,10 @@ def is_uncompressed(case: TierCase) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes of a device; of main memory, what the system and this process's control group both leave."""
+    """Free bytes of a device; of main memory, what the system, control groups and the batch job all leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _cgroup_free(_CGROUP))
-
-
-def _cgroup_free(root: Path) -> int:
-    """Bytes up to the limit of the control group (v2, as a container mounts it); file cache counts as free."""
-    try:
-        limit = (root / "memory.max").read_text(encoding="ascii").strip()
-        used = int((root / "memory.current").read_text(encoding="ascii"))
-        rows = (line.split() for line in (root / "memory.stat").read_text(encoding="ascii").splitlines())
-        cache = next((int(value) for name, value in rows if name == "inactive_file"), 0)
-        return 2**62 if limit == "max" else max(int(limit) - used + cache, 0)
-    except (OSError, ValueError):
-        return 2**62  # no limit is known
+    return free_memory_bytes()
 
 
 class ResidentCohort:

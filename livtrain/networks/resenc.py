@@ -34,6 +34,17 @@ def _unit(source: int, out: int, kernel: int, stride: int = 1, *, bias: bool = T
     return nn.Sequential(*layers, nn.LeakyReLU(_SLOPE, inplace=True)) if act else nn.Sequential(*layers)
 
 
+class _Halved(nn.AvgPool3d):
+    """Means of 2 x 2 x 2 voxels; the backward pass of torch's own refuses to be deterministic on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(x)
+        batch, channels, *sizes = x.shape
+        pairs = [part for size in sizes for part in (size // 2, 2)]
+        return x.reshape(batch, channels, *pairs).mean(dim=(3, 5, 7))
+
+
 class _Residual(nn.Module):
     """Two convolutions and a skip; starts as the skip alone, because the last norm's scale starts at 0."""
 
@@ -41,7 +52,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.first = _unit(source, out, 3, stride)
         self.second = _unit(out, out, 3, act=False)
-        skip: list[nn.Module] = [nn.AvgPool3d(stride, stride)] if stride > 1 else []
+        skip: list[nn.Module] = [_Halved(stride, stride)] if stride > 1 else []
         if source != out:
             skip.append(_unit(source, out, 1, bias=False, act=False))
         self.skip = nn.Sequential(*skip)

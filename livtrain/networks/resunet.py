@@ -137,7 +137,9 @@ class ResUNet(nn.Module):
             The input has another channel count or a size that is no multiple of 8.
         """
         check_input(x_BCZYX, self.in_channels, (STRIDE, STRIDE, STRIDE))
-        l1 = self._run(self.enc1, x_BCZYX) + self.project(x_BCZYX)
+        l1 = self._run(self.enc1, x_BCZYX)
+        # under autocast a float32 input would make this level, the largest, float32 all the way to the last map
+        l1 = l1 + self.project(x_BCZYX).to(l1.dtype)
         s1 = self.down1(l1)
         l2 = self._drop(self._run(self.enc2, s1) + s1)
         s2 = self.down2(l2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +75,9 @@ class LearnedWindows(nn.Module):
             raise UsageError(
                 "CONFIG_INVALID", f"learned windows: input {tuple(hu_B1ZYX.shape)}, expected (B, 1, z, y, x)"
             )
-        # not in half precision: bfloat16 resolves 8 HU at 1500 HU
-        with torch.autocast(hu_B1ZYX.device.type, enabled=False):
+        # not in half precision: bfloat16 resolves 8 HU at 1500 HU; the meta device, where memory is estimated, has none
+        plain = nullcontext() if hu_B1ZYX.is_meta else torch.autocast(hu_B1ZYX.device.type, enabled=False)
+        with plain:
             center, width = (v.reshape(1, -1, 1, 1, 1) for v in (self.center_hu, self.width_hu))
             offset = (hu_B1ZYX.to(center.dtype) - center) / width
             hard = (offset + 0.5).clamp(0, 1)

@@ -162,7 +162,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         yield ranks
         return
     if os.environ.get("MASTER_ADDR") in _LOOPBACK:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else needs to reach these processes
+        for library in ("GLOO", "NCCL"):  # nobody else needs to reach these processes
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda and ranks.local < torch.cuda.device_count():
         torch.cuda.set_device(ranks.local)

@@ -17,6 +17,7 @@ from livtrain.checkpoint import BEST, LAST, Checkpoint
 from livtrain.config import Settings
 from livtrain.trainer.distributed import joined
 from livtrain.trainer.journal import MAX_PREVIEWS, Journal, write_json
+from livtrain.trainer.memory import memory_told
 from livtrain.trainer.plan import Say, TrainingStore, agree_on_plan
 from livtrain.trainer.resuming import open_run, reproducible
 from livtrain.trainer.run import Run
@@ -56,7 +57,7 @@ def fit(
     UsageError
         The settings do not fit the store, or the run to resume.
     RunError
-        RUN_EXISTS, DIVERGED, DISK_FULL, IO, or INTERRUPTED after a signal (the last step is saved then).
+        RUN_EXISTS, DIVERGED, OUT_OF_MEMORY, DISK_FULL, IO, or INTERRUPTED after a signal (the last step is saved then).
     """
     with joined(settings.device) as ranks, reproducible(settings.deterministic), StopRequests() as stop:
         told: Say = say if ranks.first else lambda _: None
@@ -103,11 +104,11 @@ class _Loop:
                     self._validate()
                 if ended := self._ended():
                     return self._finish(ended)
-                began = time.perf_counter()
-                rate = run.learning_rate
-                batches = [next(loader) for _ in range(settings.accumulate)]
-                run.progress.waiting_s += time.perf_counter() - began
-                loss = run.train_step(batches)
+                began, rate = time.perf_counter(), run.learning_rate
+                with run.waits.fetching():
+                    batches = [next(loader) for _ in range(settings.accumulate)]
+                with memory_told(settings):
+                    loss = run.train_step(batches)
                 seen = tuple(case_id for batch in batches for case_id in batch.case_ids)
                 self._pending.append((run.step, loss, rate, seen))
                 if run.step % settings.log_every == 0 or run.fraction >= 1:
@@ -138,6 +139,7 @@ class _Loop:
             return
         losses = torch.stack([loss for _, loss, _, _ in pending])
         values = self._ranks.mean(losses)
+        run.progress.waiting_s += run.waits.taken_s()
         for position, ((step, _, rate, seen), loss) in enumerate(zip(pending, values, strict=True)):
             if not math.isfinite(loss):
                 own = seen if not bool(losses[position].isfinite()) else ()

@@ -10,7 +10,9 @@ import torch
 
 from livtrain.config import Settings
 from livtrain.inference.measuring import peak_memory_bytes
+from livtrain.trainer.memory import memory_told
 from livtrain.trainer.plan import Say, TrainingStore, make_plan
+from livtrain.trainer.resuming import reproducible
 from livtrain.trainer.run import Run
 
 WARM_STEPS = 2
@@ -53,15 +55,16 @@ def measure_steps(store: TrainingStore, settings: Settings, steps: int, say: Say
     """
     run = Run(make_plan(store, settings.replace(steps=steps + WARM_STEPS, time_s=None), say))
     waited = seconds = 0.0
-    with run.loader(say) as loader:
-        for step in range(steps + WARM_STEPS):
+    with reproducible(settings.deterministic), run.loader(say) as loader:
+        for count in (WARM_STEPS, steps):
             began = time.perf_counter()
-            batches = [next(loader) for _ in range(run.settings.accumulate)]
-            got = time.perf_counter()
-            run.train_step(batches).item()  # waits for the device
-            if step >= WARM_STEPS:
-                waited += got - began
-                seconds += time.perf_counter() - began
+            for _ in range(count):
+                with run.waits.fetching():
+                    batches = [next(loader) for _ in range(run.settings.accumulate)]
+                with memory_told(run.settings):
+                    loss = run.train_step(batches)
+            loss.item()  # waits for the device, which fit does every `log_every` steps
+            seconds, waited = time.perf_counter() - began, run.waits.taken_s()
     patches = steps * run.patches_per_step
     cuda = run.device.type == "cuda"
     return StepSpeed(

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-import psutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
+from livprep.errors import RunError
 from livtrain.config import Settings
+from livtrain.inference.memory import free_bytes, is_out_of_memory
 from livtrain.model import build_model
 from livtrain.stages import get_stage
 
-MAX_BATCH = 16
-"""More patches a step than this change the course of a run more than they speed it up."""
+MAX_BATCH = 8
+"""More patches a step than this change the course of a run more than they speed it up. 8 patches of 128^3 also keep the
+ResUNet's largest tensor (48 channels, half precision) below 2^31 bytes, beyond which cuDNN 9.8 to 9.10 made mistakes
+(pytorch issue 163539)."""
 SHARE = 0.6
 """Of the free memory; the rest is for the allocator's waste and cuDNN's workspaces."""
 _BESIDE = 1.5  # activations plus the gradients and the loss's temporaries that live beside them
 _COPIES = 4  # of the weights in float32: themselves, gradients, two moments
+
+
+@contextmanager
+def memory_told(settings: Settings) -> Iterator[None]:
+    """Context whose end for lack of memory is an error with advice.
+
+    Raises
+    ------
+    RunError
+        OUT_OF_MEMORY.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        z, y, x = settings.patch_zyx
+        raise RunError(
+            "OUT_OF_MEMORY",
+            f"{settings.batch} patches of {z}x{y}x{x} voxels and {settings.network} of width {settings.width} do not "
+            f"fit into the memory ({' '.join(str(error).splitlines()[:1])}); lower --set batch, patch_zyx or width, or "
+            "add --set activation_checkpointing=true",
+        ) from error
 
 
 def batch_by_memory(settings: Settings, device: torch.device) -> tuple[int, int, int]:
@@ -25,7 +54,7 @@ def batch_by_memory(settings: Settings, device: torch.device) -> tuple[int, int,
     -------
     The batch, its estimated bytes, and the free bytes of the device.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_bytes(device)
     weights, patch = estimated_bytes(settings)
     batch = MAX_BATCH
     while batch > 1 and weights + batch * patch > SHARE * free:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +49,38 @@ def build_for_training(
         return network.to(device), torch.contiguous_format
     order = torch.channels_last if get_network(settings.network).dims == 2 else torch.channels_last_3d
     return network.to(device, memory_format=order), torch.channels_last_3d  # type: ignore[call-overload]
+
+
+def compiled(network: nn.Module) -> Callable[[Tensor], Any]:
+    """The network compiled for patches of one shape; as it is, with a warning, where that fails.
+
+    What torch makes has to be built on the machine, which takes a C compiler and Python's headers.
+    """
+    fast: Callable[[Tensor], Any] = torch.compile(network, dynamic=False)
+
+    def forward(x_BCZYX: Tensor) -> Any:
+        nonlocal fast
+        if fast is network:
+            return network(x_BCZYX)
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        try:
+            return fast(x_BCZYX)
+        except BackendCompilerFailed as error:
+            warnings.warn(
+                f"compile: the network cannot be compiled here ({_first_line(error.inner_exception)}); it runs as it "
+                "is, which is slower. A C compiler and Python's headers help, --set compile=false spares this line",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            fast = network
+            return network(x_BCZYX)
+
+    return forward
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def build_optimizer(settings: Settings, network: nn.Module) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from livprep.prepare import Preparation
 from livprep.provenance import digest_of
 from livprep.splits import Split, make_split
 from livtrain.config import FROM_HU, LEARNED, Settings, parse_windows, resolve
+from livtrain.inference.window import computes_bf16
 from livtrain.loader import LoaderCase
 from livtrain.networks import get_network, multiple_text
 from livtrain.sampling import Shape
@@ -72,8 +73,10 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError("CONFIG_INVALID", f"device {device!r}: expected auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UsageError("CONFIG_INVALID", f"device {device!r}: expected auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             "CONFIG_INVALID",
@@ -142,7 +145,7 @@ def make_plan(store: TrainingStore, settings: Settings, say: Say, world: int = 1
     settings = _windows(cases, settings, say)
     patch = _clipped(settings, [cases[case_id].shape_zyx for case_id in train])
     clipped = "" if patch == settings.patch_zyx else f", clipped from {_text(settings.patch_zyx)} to the volumes"
-    settings = _batch(settings.replace(patch_zyx=patch), device, say)
+    settings = _batch(_precision(settings.replace(patch_zyx=patch), device, say), device, say)
     say(f"patch: {_text(patch)} voxels (zyx){clipped}; {_batch_text(settings, world)}")
     say(f"length: {_length(settings)}; network: {settings.network}, width {settings.width}; loss: {settings.loss}")
     return Plan(
@@ -227,6 +230,14 @@ def _clipped(settings: Settings, shapes: list[Shape]) -> Shape:
         for size, lengths, multiple in zip(settings.patch_zyx, zip(*shapes, strict=True), multiples, strict=True)
     )
     return (z, y, x)
+
+
+def _precision(settings: Settings, device: torch.device, say: Say) -> Settings:
+    """fp16 where bf16 is asked of a device without it; recorded, so that a resumed run has the same."""
+    if settings.amp != "bf16" or computes_bf16(device):
+        return settings
+    say(f"amp: fp16 instead of bf16, which {torch.cuda.get_device_name(device)} does not compute")
+    return settings.replace(amp="fp16")
 
 
 def _batch(settings: Settings, device: torch.device, say: Say) -> Settings:

@@ -26,12 +26,14 @@ from livtrain.trainer.optimization import (
     Precision,
     build_for_training,
     build_optimizer,
+    compiled,
     drop_encoder_gradients,
 )
 from livtrain.trainer.plan import Plan, Say
 from livtrain.trainer.progress import Progress
 from livtrain.trainer.resuming import check_course
 from livtrain.trainer.schedule import Plateau, learning_rate
+from livtrain.trainer.waiting import DataWait
 from livtrain.unpack import PACKED_LOW_HU, fits_packed
 
 
@@ -57,7 +59,7 @@ class Run:
         self.network = self.ranks.synchronized(network, self.device)
         self._parallel = self.ranks.parallel(self.network, self.device)
         # validation is eager and of one rank: its patches and hooks differ
-        self._forward = torch.compile(self._parallel, dynamic=False) if settings.compile else self._parallel
+        self._forward = compiled(self._parallel) if settings.compile else self._parallel
         self.optimizer = build_optimizer(settings, self.network)
         self.precision = Precision(self.device.type, settings.amp)
         self.ema = Ema(self.network, settings.ema) if settings.ema is not None else None
@@ -75,7 +77,7 @@ class Run:
             settings.augment, settings.patch_zyx, settings.seed, bank, clamp=not settings.learn_windows
         )
         self.step = 0
-        self.progress = Progress()
+        self.progress, self.waits = Progress(), DataWait(self.device)
         self.agreed_s = 0.0
         """Wall time of the run as its ranks last agreed on it; what depends on time depends on this alone."""
         self._started = time.perf_counter()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from livprep.labels import Label, LabelArray
@@ -16,7 +15,7 @@ from livtrain.config import Settings
 from livtrain.dataset import CaseReader, PatchReader
 from livtrain.inference import sliding_window
 from livtrain.model import model_input
-from livtrain.postprocess import Box, bounding_box, box_at_least
+from livtrain.postprocess import Box, bounding_box, box_at_least, surroundings
 from livtrain.sampling import PatchRef, Shape
 from livtrain.stages import Stage, get_stage
 
@@ -63,8 +62,8 @@ def score_case(
     reference = np.zeros(case.shape_zyx, dtype=np.uint8)
     reader.read(PatchRef(case_id, (0, 0, 0), 0, "whole"), image, reference)
     given = model_input(settings, case.read_hu()) if settings.learn_windows else image
-    weight = stage.weight(torch.from_numpy(reference)[None], [spacing_mm])
-    counted = None if weight is None else weight[0].numpy() > 0
+    margin_mm = stage.liver_margin_mm
+    counted = None if margin_mm is None else surroundings(reference >= Label.LIVER, spacing_mm, margin_mm)
     box = _region(counted, settings, case.shape_zyx)
     predicted = np.zeros(case.shape_zyx, dtype=np.uint8)
     if box is not None:

@@ -110,6 +110,8 @@ def test_presets_hold_what_their_sources_say() -> None:
     assert (residual.patch_zyx, residual.supervision.alpha, residual.milestones) == ((80, 112, 112), 0.4, (0.6,))
     assert (paper.network, paper.loss, paper.learning_rate, paper.batch) == ("unet2d", "dice", 1e-5, 8)
     assert made["multiclass-unet2d"].class_weights == (0.36, 6.6, 14.4)
+    gpu = made["gpu"]
+    assert (gpu.amp, gpu.channels_last, gpu.loss, gpu.schedule, gpu.ema) == ("bf16", True, "dice_ce", "cosine", 0.999)
     h200 = made["h200"]
     assert (h200.amp, h200.channels_last, h200.compile, h200.patch_zyx, h200.batch_by_memory) == (
         "bf16", True, True, (128, 128, 128), True,

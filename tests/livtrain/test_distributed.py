@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from ranks_worker import make_store, settings
 from livprep.errors import UsageError
 from livtrain.checkpoint import load_checkpoint
 from livtrain.trainer import fit
-from livtrain.trainer.distributed import Ranks
+from livtrain.trainer.distributed import Ranks, joined
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 HERE = Path(__file__).parent
@@ -130,3 +131,22 @@ def test_one_gpu_for_all_ranks_is_refused() -> None:
         Ranks(0, 2).device("cuda:1")
     assert Ranks(1, 2, 1).device("cuda") == "cuda:1"
     assert Ranks(1, 2, 1).device("cpu") == "cpu"
+
+
+def test_ranks_of_one_machine_take_a_gpu_each_and_stay_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, asked = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), list[Any]()
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: asked.append(backend))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda device_ids: asked.append(device_ids))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: asked.append("end"))
+    with joined() as ranks:
+        assert ranks.device("auto") == "cuda:1"
+    assert asked == [1, "cpu:gloo,cuda:nccl", [1], "end"]
+    assert [os.environ[name] for name in names] == ["lo", "lo"]

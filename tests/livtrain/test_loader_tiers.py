@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fake_store import BANK, FakeCase, FakeStore, abdomen, fake_store
@@ -16,7 +17,7 @@ from livprep.geometry import Triple
 from livprep.store import open_store
 from livprep.windows import Window, WindowBank
 from livtrain.loader import TIERS, Batch, PatchLoader, choose_tier
-from livtrain.loader.tiers import _cgroup_free, free_memory
+from livtrain.loader.tiers import free_memory
 from livtrain.sampling import STAGE_ODDS, CaseIndex, PatchSampler, Shape
 from livtrain.unpack import CtNormalization, unpack
 
@@ -220,18 +221,11 @@ def test_the_choice_is_said_in_one_line() -> None:
     assert lines == ["loader: tier ram: 0.1 MB decoded fit into 1.0 GB of free memory"]
 
 
-def test_the_control_group_limits_free_memory(tmp_path: Path) -> None:
-    assert _cgroup_free(tmp_path) > 2**60
-    for name, text in (
-        ("memory.max", "1000\n"),
-        ("memory.current", "700\n"),
-        ("memory.stat", "anon 1\ninactive_file 50\n"),
-    ):
-        (tmp_path / name).write_text(text)
-    assert _cgroup_free(tmp_path) == 350
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _cgroup_free(tmp_path) > 2**60
-    assert free_memory(CPU) > 0
+def test_a_batch_jobs_limit_is_a_limit_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = psutil.Process().memory_info().rss >> 20
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", str(used + 64))
+    assert free_memory(CPU) <= 65 << 20
+    assert choose_tier("ram", [FakeCase("a", *abdomen(0))], CPU).budget_bytes <= 33 << 20
 
 
 def test_a_cohort_that_cannot_be_held_streams(monkeypatch: pytest.MonkeyPatch) -> None:

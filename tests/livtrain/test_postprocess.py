@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from livtrain import postprocess
 from livtrain.postprocess import (
     _lower_envelope,
     bounding_box,
@@ -18,6 +22,7 @@ from livtrain.postprocess import (
     fill_holes,
     grow_box,
     largest_component,
+    surroundings,
 )
 
 torch.set_num_threads(2)
@@ -34,6 +39,7 @@ def test_dilation_is_the_euclidean_distance_within_the_radius(
     mask: np.ndarray, spacing: tuple[float, float, float], radius: float
 ) -> None:
     got = dilate_mm(torch.from_numpy(mask), spacing, radius).numpy()
+    assert np.array_equal(surroundings(mask, spacing, radius), got)
     if not mask.any():
         assert not got.any()
         return
@@ -105,3 +111,18 @@ def test_small_components_are_dropped_by_volume() -> None:
     mask[..., :2], mask[..., 4:7], mask[..., 9:] = True, True, True
     assert np.count_nonzero(drop_small(mask, voxel_volume_ml=0.1, min_ml=0.3)) == 6  # exactly 0.3 ml stays
     assert np.array_equal(drop_small(mask, 0.1, 0.0), mask)
+
+
+def test_only_the_surroundings_of_a_mask_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(mask: torch.Tensor, spacing: Any, radius: float) -> torch.Tensor:
+        shapes.append(tuple(mask.shape))
+        return dilate_mm(mask, spacing, radius)
+
+    monkeypatch.setattr(postprocess, "dilate_mm", noted)
+    mask = np.zeros((30, 40, 50), bool)
+    mask[12, 3, 20:23] = True
+    near = surroundings(mask, (2.0, 1.0, 1.0), 4.0)
+    assert shapes == [(7, 9, 13)]
+    assert np.array_equal(near, dilate_mm(torch.from_numpy(mask), (2.0, 1.0, 1.0), 4.0).numpy())

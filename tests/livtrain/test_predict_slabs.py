@@ -186,6 +186,10 @@ def test_as_many_patches_as_fit_are_found_on_the_first_pass(monkeypatch: pytest.
     few = PatchBatch(network, torch.device("cpu"), None, limit=3)
     few.run([torch.rand(1, 8, 16, 16)] * 7, lambda chunk: network(torch.stack(list(chunk))), lambda chunk, result: None)
     assert few.size == 3
+    monkeypatch.setattr("livtrain.inference.memory.MOST_BYTES", 2 * one_bytes)
+    small = Neighborhood().eval()
+    list(window_slabs(small, torch.rand(1, 8, 48, 64), WindowSettings((8, 16, 16), 0.5, batch=None)))
+    assert max(small.sizes) == 2
 
 
 def _write_run(folder: Path, stage: str, width: int = 4, overlap: float = 0.25) -> Path:

@@ -270,6 +270,7 @@ def test_the_recorded_split_is_used(tmp_path: Path) -> None:
         (fake_store(1), ["network=nothing"], "CONFIG_INVALID", "expected one of"),
         (fake_store(1), ["loss=nothing"], "CONFIG_INVALID", "expected one of"),
         (fake_store(1), ["device=tpu9"], "CONFIG_INVALID", "expected auto, cpu"),
+        (fake_store(1), ["device=xpu"], "CONFIG_INVALID", "expected auto, cpu"),
         (fake_store(1), ["device=cuda:99"], "CONFIG_INVALID", "CUDA devices found"),
         (fake_store(1), ["patch_zyx=[9,16,16]"], "CONFIG_INVALID", "multiple of 8"),
     ],
