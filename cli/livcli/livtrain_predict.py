@@ -133,6 +133,8 @@ def predict(
     for receipt in predict_folder(scans, predictor, out, rejected=rejected, say=lambda text: say(quiet, text), **asked):
         failed |= receipt.status == "rejected"
         click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
+        for warning in () if as_json else receipt.warnings:
+            say(quiet, f"  {warning}")
     return 3 if failed else 0
 
 

@@ -191,7 +191,7 @@ def evaluate_folder(
     predictions
         Folder or zip of label NIfTIs, or one file.
     references
-        Label NIfTIs, folders or zips of them, or raw data set folders (source grid, paired voxel by voxel). Without any,
+        Label NIfTIs, folders or zips of them, or raw data sets (source grid, paired voxel by voxel). Without any,
         the labels of `store` on its own grid, to which predictions are brought from the source grid.
     store
         Needed where no references are given.
