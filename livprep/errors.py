@@ -216,6 +216,11 @@ CODES: dict[str, CodeInfo] = {
         0,
     ),
     "HU_RANGE": CodeInfo("Values do not fit int16 HU or are not finite.", "Check the rescale of the source.", _CASE),
+    "LIVER_NOT_FOUND": CodeInfo(
+        "The prediction of a scan holds no liver.",
+        "See whether the scan shows the abdomen, in HU and the right way round (`livprep inspect`, `livprep preview`).",
+        0,
+    ),
     "HU_NO_AIR": CodeInfo("No air near -1000 HU: the values may not be HU.", "Look at the case before use.", 0),
     "HU_UNSHIFTED": CodeInfo(
         "Air and tissue lie about 1000 too high: the values look like stored ones without their intercept.",

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     "--predictions",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Folder of predicted label NIfTIs, or one file.",
+    help="Folder or zip of predicted label NIfTIs, or one file.",
 )
 @click.option(
     "-r",
     "--references",
     type=click.Path(path_type=Path, exists=True),
     multiple=True,
-    help="Label NIfTIs, or raw data set folders; several may follow. Without it, the store's labels on its grid.",
+    help="Label NIfTIs, folders or zips of them, or raw data sets; several may follow.  [default: the store's labels, "
+    "on its grid]",
 )
 @store_option
 @click.option(

@@ -133,6 +133,8 @@ def predict(
     for receipt in predict_folder(scans, predictor, out, rejected=rejected, say=lambda text: say(quiet, text), **asked):
         codes |= {receipt.code} if receipt.status == "rejected" else set()
         click.echo(json.dumps(asdict(receipt)) if as_json else _line(receipt))
+        for warning in () if as_json else receipt.warnings:
+            say(quiet, f"  {warning}")
     advise(quiet or as_json, codes)
     return 3 if codes else 0
 

@@ -24,9 +24,11 @@ from livprep.errors import GeometryError, SourceError
 from livprep.formats.archive import stored_size
 from livprep.formats.bounded import FREE_BYTES, MAX_EXPANSION, is_amplified
 from livprep.formats.nifti_write import nifti_header
-from livprep.geometry import Geometry
+from livprep.geometry import Geometry, Triple
 
 MAX_BYTES = 4 << 30
+LABEL_BYTES = 5 << 29
+"""Memory that a file of labels alone may take: 1000 slices of 512 x 512 as float64, which shrink 1000-fold."""
 MAX_SIDE = 4096
 PIXDIM_TOLERANCE_MM = 1e-3
 SHEAR_TOLERANCE = 1e-3
@@ -48,13 +50,17 @@ _GzipError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 
 @dataclass(frozen=True, eq=False)
 class Nifti:
-    """A 3-D NIfTI image: raw values `(z, y, x)` (a view of the file's bytes), scaling and geometry."""
+    """A 3-D NIfTI image: raw values `(z, y, x)` (a view of the file's bytes), scaling and geometry.
+
+    `pixdim_mm` is the header's field (zyx), which can differ from the affine's spacing by a rounding.
+    """
 
     values: npt.NDArray[np.generic]
     slope: float
     inter: float
     geometry: Geometry
     affine_ras: npt.NDArray[np.float64]
+    pixdim_mm: Triple
     notes: tuple[Note, ...]
 
     @property
@@ -120,8 +126,15 @@ class _Layout:
 
 
 @np.errstate(all="ignore")  # odd numbers are refused by value, without numpy's remarks
-def read_nifti(ref: FileRef, data: bytes) -> Nifti:
+def read_nifti(ref: FileRef, data: bytes, free_bytes: int = FREE_BYTES) -> Nifti:
     """Parse a .nii or .nii.gz of one frame; nothing is allocated for what the header claims but cannot be there.
+
+    Parameters
+    ----------
+    ref, data
+        Where the file is, for messages, and its bytes.
+    free_bytes
+        Memory that it may take however small it is on disk.
 
     Raises
     ------
@@ -137,13 +150,14 @@ def read_nifti(ref: FileRef, data: bytes) -> Nifti:
         geometry = Geometry.from_affine_ras(affine, layout.shape_zyx)
     except GeometryError as error:
         raise SourceError("NIFTI_AFFINE", f"{ref}: {error.message}") from error
-    _check_size(ref, layout, len(data), len(data) if pieces is None else len(data) * _MAX_DEFLATE)
+    _check_size(ref, layout, len(data), len(data) if pieces is None else len(data) * _MAX_DEFLATE, free_bytes)
     content: bytes | npt.NDArray[np.uint8] = data if pieces is None else _fill(ref, layout, start, pieces)
     values = np.frombuffer(content, layout.dtype, layout.count, layout.offset).reshape(layout.shape_zyx)
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0.0:
         slope, inter = 1.0, 0.0
-    return Nifti(values, slope, inter if np.isfinite(inter) else 0.0, geometry, affine, notes)
+    z_mm, y_mm, x_mm = (float(mm) for mm in np.abs(header["pixdim"][3:0:-1]))
+    return Nifti(values, slope, inter if np.isfinite(inter) else 0.0, geometry, affine, (z_mm, y_mm, x_mm), notes)
 
 
 def _first(pieces: Iterator[bytes], size: int) -> bytes:
@@ -165,15 +179,15 @@ def _layout(ref: FileRef, header: nib.Nifti1Header) -> _Layout:
     return _Layout((z, y, x), dtype, int(offset))
 
 
-def _check_size(ref: FileRef, layout: _Layout, stored: int, most: int) -> None:
+def _check_size(ref: FileRef, layout: _Layout, stored: int, most: int, free: int) -> None:
     """Compare what the header claims with what the file can hold, and with what its size on disk can account for."""
     if layout.end > most:
         raise _short(ref, layout, f"at most {most}" if most > stored else f"{most}")
     needed = layout.end + (0 if layout.dtype == np.int16 else 2 * layout.count)  # HU are int16
-    if is_amplified(needed, stored) or (needed > FREE_BYTES and is_amplified(needed, stored_size(ref) or stored)):
+    if needed > free and (is_amplified(needed, stored) or is_amplified(needed, stored_size(ref) or stored)):
         raise SourceError(
             "GZIP_LIMIT",
-            f"{ref}: would take {needed} bytes of memory, expected at most {FREE_BYTES} or {MAX_EXPANSION} for "
+            f"{ref}: would take {needed} bytes of memory, expected at most {free} or {MAX_EXPANSION} for "
             "each byte on disk",
         )
 
@@ -340,8 +354,10 @@ def to_labels(ref: FileRef, image: Nifti, allowed: tuple[int, ...]) -> npt.NDArr
         return image.values.astype(np.uint8, copy=False)
     labels = np.empty(image.values.shape, dtype=np.uint8)
     for slab, scaled in _scaled(image):
-        _check_labels(ref, np.unique(scaled).tolist(), allowed)
-        labels[slab] = scaled
+        with np.errstate(invalid="ignore"):
+            labels[slab] = scaled
+        if not ((labels[slab] == scaled) & np.isin(labels[slab], allowed)).all():
+            _check_labels(ref, np.unique(scaled).tolist(), allowed)
     return labels
 
 

@@ -69,9 +69,14 @@ def find(files: Files, catalog: Catalog) -> Found:
     return found
 
 
+def safe_stem(stem: str) -> str:
+    """A stem with `_` for whatever is no letter, digit, dot, underscore or hyphen of ASCII."""
+    return _UNSAFE.sub("_", stem).lstrip(".") or "scan"
+
+
 def _unique(stem: str, taken: set[str]) -> str:
     """A file-name-safe id that no other case of this discovery has."""
-    base = _UNSAFE.sub("_", stem).lstrip(".") or "scan"
+    base = safe_stem(stem)
     name, count = base, 1
     while name in taken:
         count += 1

@@ -9,10 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from livprep.cases import FileRef
 from livprep.catalog import Catalog, load_catalog
+from livprep.geometry import Geometry
 from livprep.store import open_store
-from livtrain.evaluate.pairing import by_case, check_pairs, nifti_files
-from livtrain.evaluate.references import ReferenceCase, SpacingFrom, from_paths, from_store, read_label_file
+from livtrain.evaluate.pairing import by_case, check_pairs, named_alike, nifti_files
+from livtrain.evaluate.references import (
+    ReferenceCase,
+    SpacingFrom,
+    from_paths,
+    from_store,
+    is_identity,
+    read_label_file,
+)
 from livtrain.evaluate.scoring import CaseScores, finite, score_case
 from livtrain.evaluate.summary import INTERVALS, interval_of
 from livtrain.metrics import SURFACE_TOLERANCE_MM, Interval, SizeClass, detection_by_size, lits_summary
@@ -90,13 +99,14 @@ class Pair:
     """A prediction's file and its reference, both read when needed."""
 
     name: str
-    prediction: Path
+    prediction: FileRef
     reference: ReferenceCase
 
     def score(self, tolerance_mm: float = SURFACE_TOLERANCE_MM) -> CaseScores:
         """Read both and score them; raises what reading raises, and GeometryError where the shapes differ."""
-        labels, _, _ = read_label_file(self.prediction)
+        labels, grid, _ = read_label_file(self.prediction)
         known = self.reference.load()
+        self._compare(grid, self.reference.voxels or known.geometry)
         return score_case(
             self.name,
             self.reference.place(labels),
@@ -105,6 +115,18 @@ class Pair:
             patient=self.reference.patient,
             tolerance_mm=tolerance_mm,
         )
+
+    def _compare(self, grid: Geometry, expected: Geometry) -> None:
+        """Remark where the headers say that voxels of one index lie at different places of the body."""
+        stated = [each for each in (grid, expected) if not is_identity(each)]  # which says nothing
+        if len({each.orientation for each in stated}) > 1:
+            log.warning(
+                "%s: the axes run to %s in the prediction and to %s in the reference by their headers; "
+                "compared voxel by voxel all the same, as the challenge does",
+                self.name,
+                grid.orientation,
+                expected.orientation,
+            )
 
 
 def pair_folder(
@@ -122,7 +144,7 @@ def pair_folder(
     The pairs by case, and on whose grid they are scored.
     """
     catalog = catalog or load_catalog()
-    found = by_case(((path.name, path) for path in nifti_files(predictions)), catalog, "predictions")
+    found = by_case(((ref.name, ref) for ref in nifti_files(predictions)), catalog, "predictions")
     if references:
         cases = from_paths(references, catalog, spacing)
         grid = "the references' own grid"
@@ -131,6 +153,7 @@ def pair_folder(
         cases = from_store(opened)
         grid = f"the grid of the store {opened.path}"
     known: dict[str, ReferenceCase] = by_case(((case.name, case) for case in cases), catalog, "references")
+    known = named_alike(known, found)
     names = check_pairs(found, list(known), all_references=bool(references))
     return [Pair(name, found[name], known[name]) for name in names], grid
 
@@ -166,9 +189,9 @@ def evaluate_folder(
     Parameters
     ----------
     predictions
-        Folder of label NIfTIs (or one file).
+        Folder or zip of label NIfTIs, or one file.
     references
-        Label NIfTIs, folders of them, or raw data set folders (source grid, paired voxel by voxel). Without any,
+        Label NIfTIs, folders or zips of them, or raw data sets (source grid, paired voxel by voxel). Without any,
         the labels of `store` on its own grid, to which predictions are brought from the source grid.
     store
         Needed where no references are given.

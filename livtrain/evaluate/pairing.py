@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from livprep.cases import FileRef
 from livprep.catalog import Catalog
 from livprep.errors import SourceError, UsageError
+from livprep.formats.archive import walk
+from livprep.sources.anyscan import safe_stem
 
 T = TypeVar("T")
 
@@ -36,20 +39,25 @@ def case_key(name: str, catalog: Catalog) -> str:
     return stem if patient is None else f"ircadb-{patient:02d}"
 
 
-def nifti_files(path: Path) -> list[Path]:
-    """The NIfTI files of a folder (not of folders below it), or the file itself.
+def nifti_files(path: Path) -> list[FileRef]:
+    """The NIfTI files of a folder (not of folders below it) or of a zip, or the file itself.
 
     Raises
     ------
     SourceError
-        SOURCE_MISSING: there is no such path.
+        SOURCE_MISSING: there is no such path. NOTHING_FOUND: a file of another kind. ARCHIVE_…: a damaged zip.
     """
     if path.is_file():
-        return [path]
-    if not path.is_dir():
+        if _SUFFIX.fullmatch(path.name):
+            return [FileRef(str(path))]
+        if path.suffix.lower() != ".zip":
+            raise SourceError("NOTHING_FOUND", f"{path}: expected a NIfTI (.nii, .nii.gz), or a folder or zip of them")
+        found = [ref for _, ref in walk(path)]
+    elif path.is_dir():
+        found = [FileRef(str(child)) for child in sorted(path.iterdir()) if child.is_file()]
+    else:
         raise SourceError("SOURCE_MISSING", f"{path}: no such file or folder")
-    found = sorted(child for child in path.iterdir() if child.is_file() and not child.name.startswith("."))
-    return [child for child in found if _SUFFIX.fullmatch(child.name)]
+    return [ref for ref in found if _SUFFIX.fullmatch(ref.name) and not ref.name.startswith(".")]
 
 
 def by_case(entries: Iterable[tuple[str, T]], catalog: Catalog, what: str) -> dict[str, T]:
@@ -66,6 +74,19 @@ def by_case(entries: Iterable[tuple[str, T]], catalog: Catalog, what: str) -> di
         if key in found:
             raise UsageError("EVALUATE_UNPAIRED", f"{what}: {name} and another file both are case {key}")
         found[key] = value
+    return found
+
+
+def named_alike(references: Mapping[str, T], predictions: Mapping[str, object]) -> dict[str, T]:
+    """The references, those that lack a prediction under the name that `predict` would give their scan's.
+
+    A scan `patient 1.nii.gz` is predicted as `patient_1.nii.gz`.
+    """
+    found: dict[str, T] = {}
+    for name, value in references.items():
+        safe = safe_stem(name)
+        renamed = name not in predictions and safe in predictions and safe not in references and safe not in found
+        found[safe if renamed else name] = value
     return found
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from livprep.cases import Case, FileRef
 from livprep.catalog import Catalog
 from livprep.errors import GeometryError, SourceError
 from livprep.formats.archive import close_archives, read_bytes
-from livprep.formats.nifti import read_nifti, to_labels
+from livprep.formats.nifti import LABEL_BYTES, read_nifti, to_labels
 from livprep.geometry import Geometry, Triple
 from livprep.labels import Label, LabelArray
 from livprep.prepare import prepare
@@ -55,6 +54,8 @@ class ReferenceCase:
         Whom the scan shows, as the catalogue or the store knows; else the case.
     image
         Reads the scan on the same voxels, with its true (repaired) geometry; None where there are labels only.
+    voxels
+        The grid that predictions come on, where it is not the labels'.
     """
 
     name: str
@@ -62,10 +63,13 @@ class ReferenceCase:
     load: LoadReference
     place: Place
     image: LoadImage | None = None
+    voxels: Geometry | None = None
 
 
 def read_label_file(path: Path | FileRef) -> tuple[LabelArray, Geometry, Triple]:
     """Labels of a NIfTI in the file's own axis order `(z, y, x)`, its geometry, and its header's spacing (zyx, mm).
+
+    The spacing is `pixdim` to the last bit of its float32: the challenge measures with that.
 
     Raises
     ------
@@ -73,14 +77,8 @@ def read_label_file(path: Path | FileRef) -> tuple[LabelArray, Geometry, Triple]
         The file is unreadable (NIFTI_..., GZIP_...) or holds values other than 0, 1 and 2 (LABEL_UNKNOWN).
     """
     ref = path if isinstance(path, FileRef) else FileRef(str(path))
-    image = read_nifti(ref, read_bytes(ref))
-    return to_labels(ref, image, _ALLOWED), image.geometry, header_spacing(image.affine_ras)
-
-
-def header_spacing(affine_ras: npt.NDArray[np.float64]) -> Triple:
-    """Spacing (zyx, mm) as the header has it, float32 tail included: the challenge measures with that."""
-    x, y, z = (float(np.float32(norm)) for norm in np.linalg.norm(affine_ras[:3, :3], axis=0))
-    return z, y, x
+    image = read_nifti(ref, read_bytes(ref), LABEL_BYTES)
+    return to_labels(ref, image, _ALLOWED), image.geometry, image.pixdim_mm
 
 
 def from_paths(paths: Sequence[Path], catalog: Catalog, spacing: SpacingFrom) -> list[ReferenceCase]:
@@ -94,36 +92,46 @@ def from_paths(paths: Sequence[Path], catalog: Catalog, spacing: SpacingFrom) ->
     found: list[ReferenceCase] = []
     for path in paths:
         raw = [case for case in discover([path], catalog).cases if case.masks]
-        if raw:
-            found.extend(_raw(case, catalog, spacing) for case in raw)
-            continue
-        files = [file for file in nifti_files(path) if not _is_scan(file.name, catalog)]
-        if not files:
+        known = {case.case_id for case in raw}
+        # Beside scans of a data set only its own label files count: some may lack their scan.
+        kinds = ("label", "test_label") if raw else (None, "label", "test_label")
+        files = [
+            ref for ref in nifti_files(path)
+            if _kind(ref.name, catalog) in kinds and case_key(ref.name, catalog) not in known
+        ]  # fmt: skip
+        if not raw and not files:
             raise SourceError("NOTHING_FOUND", f"{path}: holds no case of a known data set and no label NIfTI")
-        found.extend(_file(file, catalog, spacing) for file in files)
+        found.extend(_raw(case, catalog, spacing) for case in raw)
+        found.extend(_file(ref, catalog, spacing) for ref in files)
     return found
 
 
-def _is_scan(name: str, catalog: Catalog) -> bool:
+def is_identity(geometry: Geometry) -> bool:
+    """Whether a header's affine is the identity, which says nothing about the scan."""
+    return np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM)
+
+
+def _kind(name: str, catalog: Catalog) -> str | None:
+    """What LiTS calls a file of that name; None for other names."""
     listed = catalog.lits.layout.parse(name)
-    return listed is not None and listed.kind in ("volume", "test_volume")
+    return None if listed is None else listed.kind
 
 
 def _same(labels: LabelArray) -> LabelArray:
     return labels
 
 
-def _file(path: Path, catalog: Catalog, spacing: SpacingFrom) -> ReferenceCase:
-    patient = catalog.patient_of(case_key(path.name, catalog))
-    return ReferenceCase(path.name, patient, _file_loader(path, catalog, spacing), _same)
+def _file(ref: FileRef, catalog: Catalog, spacing: SpacingFrom) -> ReferenceCase:
+    patient = catalog.patient_of(case_key(ref.name, catalog))
+    return ReferenceCase(ref.name, patient, _file_loader(ref, catalog, spacing), _same)
 
 
-def _file_loader(path: Path, catalog: Catalog, spacing: SpacingFrom) -> LoadReference:
+def _file_loader(ref: FileRef, catalog: Catalog, spacing: SpacingFrom) -> LoadReference:
     def load() -> Reference:
-        labels, geometry, spacing_mm = read_label_file(path)
-        listed = catalog.lits.layout.parse(path.name)
+        labels, geometry, spacing_mm = read_label_file(ref)
+        listed = catalog.lits.layout.parse(ref.name)
         repair = catalog.lits.repair(listed.number) if listed is not None and listed.kind == "label" else None
-        if repair is not None and np.allclose(geometry.affine_ras, np.eye(4), rtol=0, atol=IDENTITY_TOLERANCE_MM):
+        if repair is not None and is_identity(geometry):
             geometry = repair.geometry(labels.shape)
             spacing_mm = spacing_mm if spacing == "header" else repair.spacing_mm
         return Reference(labels, spacing_mm, geometry)
@@ -186,4 +194,4 @@ def _stored(store: Store, case_id: str, patient: str) -> ReferenceCase:
     def image() -> Volume:
         return Volume(case.read_hu(), case.geometry)
 
-    return ReferenceCase(case_id, patient, load, place, image)
+    return ReferenceCase(case_id, patient, load, place, image, case.source_geometry)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from livprep.cases import FileRef, Rejection
+from livprep.cases import FileRef, Note, Rejection
 from livprep.errors import GeometryError, SourceError, StoreError
 from livprep.formats.dicom_seg import check_series, write_dicom_seg
 from livprep.formats.nifti import write_labels, write_nifti
@@ -33,8 +33,8 @@ _CASE_FAULTS = (SourceError, GeometryError, StoreError)
 class PredictReceipt:
     """What became of one scan; `status` is predicted or rejected.
 
-    `seconds` passed from opening the scan to its labels, `network_s` of them in networks; writing, which goes on beside
-    the next scan, is not in them.
+    `warnings` say what of the scan, or of the prediction, is to be looked at. `seconds` passed from opening the scan to
+    its labels, `network_s` of them in networks; writing, which goes on beside the next scan, is not in them.
     """
 
     case: str
@@ -45,6 +45,7 @@ class PredictReceipt:
     seconds: float = 0.0
     network_s: float = 0.0
     volume_ml: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def predict_folder(
@@ -139,7 +140,7 @@ def _begin(
         large = PredictReceipt(scan.name, "rejected", "CASE_TOO_LARGE", detail)
         return writer.submit(lambda: large)
     # Without the HU, whose room the next scan's shall have.
-    target = _Target(scan.name, loaded.source, loaded.header, loaded.dicom)
+    target = _Target(scan.name, loaded.source, loaded.header, loaded.dicom, loaded.warnings)
     return writer.submit(_write, target, prediction, out, header, submission, form)
 
 
@@ -151,6 +152,7 @@ class _Target:
     source: Geometry
     header: Geometry
     dicom: tuple[FileRef, ...]
+    warnings: tuple[str, ...]
 
 
 def _write(
@@ -175,16 +177,16 @@ def _write(
         write_nifti(out / PROBABILITIES / f"{scan.name}_{structure}.nii.gz", values, geometry)
     if submission is not None:
         submission.add(scan.name, prediction.labels, scan.header)
+    liver_ml, tumor_ml = (round(prediction.volume_ml(label), 3) for label in (Label.LIVER, Label.TUMOR))
+    lacking = () if prediction.labels.any() else (str(Note("LIVER_NOT_FOUND", f"{scan.name}: every voxel is 0")),)
     return PredictReceipt(
         scan.name,
         "predicted",
         path=str(path),
         seconds=round(prediction.seconds, 3),
         network_s=round(prediction.network_s, 3),
-        volume_ml={
-            "liver": round(prediction.volume_ml(Label.LIVER), 3),
-            "tumor": round(prediction.volume_ml(Label.TUMOR), 3),
-        },
+        volume_ml={"liver": liver_ml, "tumor": tumor_ml},
+        warnings=(*scan.warnings, *lacking),
     )
 
 

@@ -44,6 +44,8 @@ class LoadedScan:
         The same voxels as the source's header places them.
     dicom
         The files of a DICOM series; empty for other sources.
+    warnings
+        What reading it gave rise to; empty for a stored case, of which ingest told.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LoadedScan:
     source: Geometry
     header: Geometry
     dicom: tuple[FileRef, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Scan(Protocol):
@@ -103,7 +106,8 @@ class SourceScan:
         image = found.volume.image
         header = _header(found.header_affine_ras, image.geometry)
         files = () if self.case.image[0].is_nifti else self.case.image
-        return LoadedScan(self.name, LabelledVolume(image), None, image.geometry, header, files)
+        told = tuple(note.told for note in found.notes)
+        return LoadedScan(self.name, LabelledVolume(image), None, image.geometry, header, files, told)
 
 
 def _header(affine_ras: npt.ArrayLike, source: Geometry) -> Geometry:
@@ -156,7 +160,11 @@ def find_scans(
         scans = [scan for scan in scans if _chosen(scan.name, cases, opened)]
     names = [scan.name for scan in scans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError("USAGE", f"predict: {', '.join(twice)} given twice; expected one scan for each name")
+        raise UsageError(
+            "USAGE",
+            f"predict: {', '.join(twice)} given twice; expected one scan for each name of an output, "
+            "so predict them one after the other into different folders",
+        )
     if not scans and not rejected:
         raise UsageError("USAGE", f"predict: no scan fits {list(sources)} with --cases {cases}")
     return sorted(scans, key=lambda scan: scan.name), rejected
