@@ -80,6 +80,31 @@ def test_commands_options_and_values_are_completed(line: str, word: str, expecte
     assert expected in done.stdout.split(), done.stderr
 
 
+def test_names_are_completed_with_their_summaries_and_without_importing_a_command() -> None:
+    code = (
+        "import sys; from livcli.livprep_main import livprep; import click; "
+        "found = livprep.shell_complete(click.Context(livprep), 'in'); "
+        "print([(each.value, each.help) for each in found]); sys.exit('livcli.livprep_ingest' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "('ingest', 'Read 3DIRCADb or LiTS into the store.')" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("inget", "no command 'inget'; did you mean 'ingest'? See"), ("x9", "--help lists them.")]
+)
+def test_a_misspelled_command_is_answered_with_the_nearest(name: str, words: str) -> None:
+    done = call("livprep", name)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
+
+
+def test_verbose_says_nothing_of_other_libraries() -> None:
+    done = call("livprep", "verify", "--store", "/none.zarr", "-v")
+    assert done.stderr.startswith("livprep: STORE_MISSING: ")
+
+
 def test_another_shell_is_refused_with_the_list() -> None:
     done = call("livprep", "completion", "powershell")
     assert done.returncode == 2
