@@ -39,6 +39,15 @@ def test_every_help_has_an_example_and_says_what_each_option_is(program: str, na
             assert option.help, f"{program} {name} {option.opts}"
 
 
+@pytest.mark.parametrize(("program", "name", "at"), COMMANDS, ids=lambda value: str(value).split(":")[0])
+def test_every_command_takes_the_options_of_all(program: str, name: str, at: str) -> None:
+    command = load(at)
+    if isinstance(command, click.Group) or name == "completion":
+        return
+    found = {text for option in command.params for text in option.opts}
+    assert {"--json", "-q", "-v"} <= found
+
+
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_every_code_says_what_it_means_and_what_to_do(code: str) -> None:
     entry = CODES[code]

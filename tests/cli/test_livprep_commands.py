@@ -703,3 +703,17 @@ def test_another_preparation_is_told_in_words(livprep: Run, sources: Path, store
     outcome = livprep("ingest", sources, "--spacing", "3,native,native")
     assert outcome.code == 2
     assert "prepared with spacing native, cubic, profile balanced; asked for spacing 3,native,native mm" in outcome.err
+
+
+def test_commands_for_people_speak_json_too(livprep: Run, store_copy: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    drawn = livprep("preview", "ircadb-01", "-o", picture, "--store", store_copy, "--json")
+    assert json.loads(drawn.out) == {"case": "ircadb-01", "output": str(picture)}
+    assert drawn.err == ""
+    assert json.loads(livprep("gc", "--store", store_copy, "--json").out) == {"deleted": []}
+    removed = livprep("remove", "lits-068", "--store", store_copy, "--json")
+    assert json.loads(removed.out) == {"case": "lits-068", "status": "removed"}
+    told = [json.loads(line) for line in livprep("explain", "--json").out.splitlines()]
+    assert {each["code"]: each["exit_code"] for each in told} == {
+        code: entry.exit_code for code, entry in CODES.items()
+    }
