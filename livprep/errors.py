@@ -131,15 +131,20 @@ CODES: dict[str, CodeInfo] = {
         "Nothing was written; report it with the versions of torch and of the format's library.",
         4,
     ),
+    "PREDICTION_MISSING": CodeInfo(
+        "There is no prediction of the case, or none at all.",
+        "Give the folder that `livtrain predict -o` wrote.",
+        _USAGE,
+    ),
     "EVALUATE_UNPAIRED": CodeInfo(
         "Predictions and references do not pair.", "Name both by case, or remove the extra files.", _USAGE
     ),
     "GEOMETRY": CodeInfo("Two arrays that must share a grid do not.", "Use the files of the same scan.", _CASE),
     # sources
     "NOTHING_FOUND": CodeInfo(
-        "No case of a known data set lies under the given sources.",
-        "Point at the folder that holds 3Dircadb1.N folders or volume-N.nii files; "
-        "`livprep inspect` shows what is there.",
+        "Nothing that the command reads lies under the given paths.",
+        "Point at the data: for ingest at what holds 3Dircadb1.N folders or volume-N.nii files, or pass --catalog for "
+        "scans of your own; for predict at DICOM or NIfTI. `livprep inspect` shows what is there.",
         _CASE,
     ),
     "CASE_UNKNOWN": CodeInfo(

@@ -61,6 +61,11 @@ class Preparation:
         """Whether no resampling happens."""
         return self.spacing_mm == (None, None, None)
 
+    def __str__(self) -> str:
+        """For messages: `spacing native,0.8,0.8 mm (z, y, x), cubic`."""
+        wanted = ",".join("native" if value is None else f"{value:g}" for value in self.spacing_mm)
+        return f"spacing {'native' if self.is_native else f'{wanted} mm (z, y, x)'}, {self.interpolation}"
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready form, read back by `from_dict`."""
         data = asdict(self)

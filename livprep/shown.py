@@ -72,14 +72,14 @@ def read_prediction(case: CaseStore, folder: Path, preparation: Preparation) -> 
     Raises
     ------
     SourceError
-        NOTHING_FOUND: there is no such file; or it is unreadable.
+        PREDICTION_MISSING: there is no such file; or it is unreadable.
     GeometryError
         It has another shape than the source.
     """
     files = [folder] if folder.is_file() else [folder / f"{case.case_id}{end}" for end in (".nii.gz", ".nii")]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
-        raise SourceError("NOTHING_FOUND", f"{folder}: holds no prediction {case.case_id}.nii.gz")
+        raise SourceError("PREDICTION_MISSING", f"{folder}: holds no prediction {case.case_id}.nii.gz")
     ref = FileRef(str(path))
     labels = to_labels(ref, read_nifti(ref, read_bytes(ref)), tuple(int(label) for label in Label))
     source = case.source_geometry

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from livprep.errors import CODES, LivError, trace
 
@@ -24,8 +28,8 @@ _STOPPING: dict[int, int] = {signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIG
 """Signals that end a command, with its exit code; after 75 it is to be run again. INT is Python's own."""
 
 _EXTRAS = {
-    **dict.fromkeys(("torch", "monai", "matplotlib", "tensorboard"), "train"),
-    "jinja2": "report",
+    **dict.fromkeys(("torch", "monai", "tensorboard"), "train"),
+    **dict.fromkeys(("matplotlib", "PIL", "jinja2", "markupsafe"), "report"),
     "cv2": "clahe",
     "dask_jobqueue": "cluster",
     "obstore": "objects",
@@ -59,6 +63,34 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first argument; a misspelled one is answered with the nearest."""
+        name = args[0]
+        if name not in self._commands_at and not name.startswith("-"):
+            near = get_close_matches(name, self._commands_at, n=1)
+            ctx.fail(f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "--help lists them"))
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names with their summaries, without importing anything."""
+        found = [
+            CompletionItem(name, help=summary)
+            for name, (_, summary) in self._commands_at.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; where the reader of its output went away, as `| head` does, end as SIGPIPE would: undone."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # what is still buffered must not fail again at exit
+            sys.stdout = sys.stderr = io.StringIO()
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list without importing anything."""
         with formatter.section("Commands"):
@@ -80,24 +112,25 @@ def run(group: click.Group, program: str) -> None:
         _leave(program, stop.signum)
     except (click.Abort, KeyboardInterrupt):
         _leave(program, signal.SIGINT)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        at = getattr(error, "ctx", None)
+        _say(program, "USAGE", error.format_message(), f"See `{at.command_path if at else program} --help`.")
         sys.exit(2)
     except LivError as error:
         _say(program, error.code, error.message, CODES[error.code].remedy)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        extra = "train" if extra == "report" and program == "livtrain" else extra
         if extra is not None:
             _say(program, "USAGE", f"{error.name} is not installed", f"pip install 'livprep[{extra}]'")
             sys.exit(2)
         _internal(program, error)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away, which is its right
-        sys.exit(0)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _say(program, "DISK_FULL" if full else "IO", str(error), CODES["DISK_FULL" if full else "IO"].remedy)
+        _say_io(program, error)
         sys.exit(74)
     except Exception as error:
         _internal(program, error)
@@ -115,10 +148,23 @@ def _internal(program: str, error: BaseException) -> None:
     sys.exit(1)
 
 
+def _say_io(program: str, error: OSError) -> None:
+    """What the system refused, at which path."""
+    code = "DISK_FULL" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "IO"
+    what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    remedy = CODES[code].remedy
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        remedy = "Ask for permission there, or give another path."
+    _say(program, code, what, remedy)
+
+
 def _say(program: str, code: str, message: str, remedy: str) -> None:
-    """One line on stderr: code, what is wrong, what to do."""
+    """One line on stderr: code, what is wrong, what to do (once, where the message says it already)."""
     line = " ".join(message.split()).rstrip(".")
-    click.echo(f"{program}: {code}: {line}. {remedy}".rstrip(), err=True)
+    advice = re.findall(r"`[^`]+`", remedy)
+    if advice and all(each in line for each in advice):
+        remedy = ""
+    click.echo(f"{program}: {code}: {line}{'' if line.endswith('?') else '.'} {remedy}".rstrip(), err=True)
 
 
 class _Stopped(SystemExit):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -43,15 +45,20 @@ def catalog(path: Path | None, as_json: bool, quiet: bool) -> None:
 
 @click.command(epilog="Example: livprep explain MASK_MISSING", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("code", required=False)
-def explain(code: str | None) -> None:
+@output_options
+def explain(code: str | None, as_json: bool, quiet: bool) -> None:
     """Say what CODE means and what to do; without CODE, list all."""
     from livprep.errors import CODES, UsageError
 
+    if code is not None and code.upper() not in CODES:
+        raise UsageError("USAGE", f"{code}: no such code; `livprep explain` lists all")
+    if as_json:
+        for name in CODES if code is None else [code.upper()]:
+            click.echo(json.dumps({"code": name, **asdict(CODES[name])}))
+        return
     if code is None:
         for name, entry in CODES.items():
             click.echo(f"{name:<22} exit {entry.exit_code:<3} {entry.meaning}")
         return
-    if code.upper() not in CODES:
-        raise UsageError("USAGE", f"{code}: no such code; `livprep explain` lists all")
     entry = CODES[code.upper()]
     click.echo(f"{code.upper()} (exit {entry.exit_code})\n{entry.meaning}\n{entry.remedy}")

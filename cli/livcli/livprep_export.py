@@ -41,4 +41,5 @@ def export(form: Any, dest: Path, store: Path, cases: str | None, split: str, as
             click.echo(f"{entry.case:<14} {entry.split:<5} {entry.bytes / 1e6:8.1f} MB  {entry.image}")
     say(quiet, f"{count} case(s) in {dest}")
     if form == "nnunet" and (dest / "splits_final.json").is_file():
-        say(quiet, f"copy splits_final.json to nnUNet_preprocessed/{dest.name} to train on the store's own split")
+        then = "once nnUNetv2_plan_and_preprocess has made it, to train on the store's own split"
+        say(quiet, f"copy splits_final.json to nnUNet_preprocessed/{dest.name} {then}")

@@ -126,7 +126,10 @@ def ingest(
     if dry_run:
         _print_plan(planned, as_json)
         return 3 if planned.found.rejected else 0
-    say(quiet, f"{planned.total} cases found, {planned.workers} worker(s), store {store}")
+    say(
+        quiet,
+        f"{planned.total} case{'' if planned.total == 1 else 's'} found, {planned.workers} worker(s), store {store}",
+    )
     receipts = run_ingest(planned, (lambda line: click.echo(line, err=True)) if dashboard else None)
     if on_reject == "stop":
         receipts = _until_rejected(receipts)

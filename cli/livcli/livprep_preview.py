@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from livcli.options import say, store_option
+from livcli.options import output_options, say, store_option
 
 
 @click.command(
@@ -24,8 +25,10 @@ from livcli.options import say, store_option
     help="Folder of predictions (<case>.nii.gz on the source's grid), or one file; drawn dashed.",
 )
 @store_option
-@click.option("-q", "--quiet", is_flag=True, help="No remarks.")
-def preview(case: str, output: Path, window: str | None, pred: Path | None, store: Path, quiet: bool) -> None:
+@output_options
+def preview(
+    case: str, output: Path, window: str | None, pred: Path | None, store: Path, as_json: bool, quiet: bool
+) -> None:
     """Draw CASE: 25 axial slices through the liver, a coronal and a sagittal one, with contours of the labels."""
     from livprep.preview import preview as draw
     from livprep.shown import choose_window, load_shown, read_prediction
@@ -37,4 +40,7 @@ def preview(case: str, output: Path, window: str | None, pred: Path | None, stor
     labels = None if pred is None else read_prediction(entry, pred, opened.preparation)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(draw(load_shown(entry, chosen, labels)))
-    say(quiet, f"preview: {output}")
+    if as_json:
+        click.echo(json.dumps({"case": case, "output": str(output)}))
+    else:
+        say(quiet, f"preview: {output}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from livcli.options import say, store_option
+from livcli.options import output_options, say, store_option
 
 
 @click.command(
@@ -19,8 +20,10 @@ from livcli.options import say, store_option
 @click.option("--cases", "pattern", default="*", show_default=True, help="Only case ids that fit this pattern.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes; as many as there are cores.")
 @store_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks.")
-def report(output: Path, window: str | None, pattern: str, workers: int | None, store: Path, quiet: bool) -> None:
+@output_options
+def report(
+    output: Path, window: str | None, pattern: str, workers: int | None, store: Path, as_json: bool, quiet: bool
+) -> None:
     """Write the whole store on one page: sizes, HU, volumes, lesions, warnings, duplicates, outliers, pictures."""
     from fnmatch import fnmatchcase
 
@@ -40,4 +43,7 @@ def report(output: Path, window: str | None, pattern: str, workers: int | None, 
     facts = list(counted(collect(opened, chosen, window, count), len(chosen), "look", quiet=quiet))
     windows = [w for w in opened[chosen[0]].windows if w.is_local] or list(load_catalog().windows.default_bank())
     path = write_report(output, opened, facts, windows)
+    if as_json:
+        click.echo(json.dumps({"output": str(path), "cases": len(facts), "bytes": path.stat().st_size}))
+        return
     say(quiet, f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, {len(facts)} cases)")

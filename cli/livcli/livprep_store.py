@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -12,13 +13,17 @@ from livcli.options import output_options, store_option
 @click.command(epilog="Example: livprep remove lits-028", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("case")
 @store_option
-def remove(case: str, store: Path) -> None:
+@output_options
+def remove(case: str, store: Path, as_json: bool, quiet: bool) -> None:
     """Remove CASE and its channels from the store."""
     from livprep.store import open_store, remove_case
 
     open_store(store).case(case)
     remove_case(store, case)
-    click.echo(f"{case} removed")
+    if as_json:
+        click.echo(json.dumps({"case": case, "status": "removed"}))
+    elif not quiet:
+        click.echo(f"{case} removed")
 
 
 @click.command(epilog="Example: livprep migrate", context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,10 +48,14 @@ def migrate(store: Path, as_json: bool, quiet: bool) -> int:
 
 @click.command(epilog="Example: livprep gc", context_settings={"help_option_names": ["-h", "--help"]})
 @store_option
-def gc(store: Path) -> None:
+@output_options
+def gc(store: Path, as_json: bool, quiet: bool) -> None:
     """Delete what killed runs left in the staging folder; run it while no ingest runs."""
     from livprep.store import open_store, remove_staging
 
     open_store(store)
     names = remove_staging(store)
-    click.echo(f"{len(names)} staged folder(s) deleted")
+    if as_json:
+        click.echo(json.dumps({"deleted": list(names)}))
+    elif not quiet:
+        click.echo(f"{len(names)} staged folder(s) deleted")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from livcli.options import say, store_option
+from livcli.options import output_options, say, store_option
 
 
 @click.command(
@@ -23,8 +24,17 @@ from livcli.options import say, store_option
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of 127.0.0.1; 0 (default) takes a free one.")
 @click.option("--no-open", is_flag=True, help="Print the address and open no browser.")
 @store_option
-@click.option("-q", "--quiet", is_flag=True, help="No remarks; the address is still printed.")
-def view(case: str, window: str | None, pred: Path | None, port: int, no_open: bool, store: Path, quiet: bool) -> None:
+@output_options
+def view(
+    case: str,
+    window: str | None,
+    pred: Path | None,
+    port: int,
+    no_open: bool,
+    store: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Show CASE in 3D in the browser: scan, windows, labels and predictions with sliders.
 
     The page is served on 127.0.0.1 alone, behind a random token, and loads nothing from anywhere else. Ctrl-C ends it.
@@ -39,7 +49,7 @@ def view(case: str, window: str | None, pred: Path | None, port: int, no_open: b
     entry = opened.case(case)
     labels = None if pred is None else read_prediction(entry, pred, opened.preparation)
     viewer = Viewer(Scene(entry, choose_window(entry, window), labels), port)
-    click.echo(viewer.url)
+    click.echo(json.dumps({"case": case, "url": viewer.url}) if as_json else viewer.url)
     say(quiet, "Ctrl-C ends it")
     if not no_open:
         webbrowser.open(viewer.url)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Examples: livprep window --wl 40 --ww 220 --wl 60 --ww 140 | livprep window --preset liver --preset lesion"
-    " | livprep window --blend | livprep window --suggest -o windows.png",
+    epilog="Examples: \n\n\b\nlivprep window --wl 40 --ww 220 --wl 60 --ww 140\n"
+    "livprep window --preset liver --preset lesion\nlivprep window --blend\nlivprep window --suggest -o windows.png",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @store_option
@@ -94,8 +94,6 @@ def window(
     quiet: bool,
 ) -> int:
     """Add windowed channels (uint8) to every case; without options the catalogue's default bank."""
-    from itertools import chain
-
     from livcli.progress import report
     from livprep.catalog import load_catalog
     from livprep.cohort import plan_windows, remove_windows, run_windows
@@ -107,8 +105,11 @@ def window(
     if remove:
         if wl or ww or preset or name or any(others) or suggest:
             raise click.UsageError("--remove stands alone")
-        removed = chain.from_iterable(remove_windows(opened, each, pattern) for each in remove)
-        return report(removed, len(opened) * len(remove), "remove", as_json=as_json, quiet=quiet)
+        removed = [receipt for each in remove for receipt in remove_windows(opened, each, pattern)]
+        if all(receipt.status == "unchanged" for receipt in removed):
+            there = ", ".join(sorted({each.name for case in opened.values() for each in case.windows})) or "none"
+            say(quiet, f"no case has a channel {', '.join(remove)}; there are {there}")
+        return report(removed, len(removed), "remove", as_json=as_json, quiet=quiet)
     given = given_windows(wl, ww, name, preset, facts)
     if suggest:
         if any(others):

@@ -13,16 +13,20 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_OWN = ("livprep", "livtrain", "livcli")
+
+
 def _store_default() -> str:
     return os.environ.get("LIVPREP_STORE") or "liver.zarr"
 
 
 def _verbosity(ctx: click.Context, param: click.Parameter, value: int) -> int:
     if param.name == "verbose" and value:
-        logging.basicConfig(level=logging.DEBUG if value > 1 else logging.INFO, format="%(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        # Other libraries say what nobody asked for (numcodecs: every codec), and pydicom quotes headers.
+        handler.addFilter(lambda record: record.name.partition(".")[0] in _OWN)
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", handlers=[handler])
         logging.getLogger().setLevel(logging.DEBUG)
-        for noisy in ("distributed", "asyncio", "matplotlib", "pydicom", "nibabel", "PIL"):
-            logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return value
 
 

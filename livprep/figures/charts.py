@@ -111,10 +111,12 @@ def draw_volumes(liver_ml: Sequence[float], tumor_ml: Sequence[float]) -> bytes:
             axes.axhline(median, color=DARK, linewidth=0.9, linestyle="dashed")
             text = f"median {median:.0f}" if median >= 100 else f"median {median:.1f}"
             axes.annotate(text, (0.02, median), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes is tumor and len(ordered):
             axes.set_yscale("log")
+            axes.set_ylim(ordered[0] / 1.5, ordered[-1] * 1.5)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(ordered, default=0.0) or 1.0)
         plain_axes(axes)
     return svg(figure)
 

@@ -90,8 +90,8 @@ def create_store(path: Path, preparation: Preparation, profile: ProfileName, cat
     if (store.preparation, store.meta.profile) != (preparation, profile):
         raise StoreError(
             "STORE_PREPARATION",
-            f"{path}: prepared with {store.preparation.as_dict()} and profile {store.meta.profile}, "
-            f"asked for {preparation.as_dict()} and profile {profile}",
+            f"{path}: prepared with {store.preparation}, profile {store.meta.profile}; "
+            f"asked for {preparation}, profile {profile}",
         )
 
 

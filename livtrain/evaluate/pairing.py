@@ -103,8 +103,10 @@ def check_pairs(predictions: Mapping[str, object], references: Sequence[str], *,
     Raises
     ------
     UsageError
-        EVALUATE_UNPAIRED: lists what has no partner.
+        EVALUATE_UNPAIRED: lists what has no partner; PREDICTION_MISSING: there is nothing to score.
     """
+    if not predictions:
+        raise UsageError("PREDICTION_MISSING", "evaluate: found no prediction, expected files <case>.nii.gz")
     lonely_p = sorted(predictions.keys() - set(references))
     lonely_r = sorted(set(references) - predictions.keys()) if all_references else []
     parts = []
@@ -112,8 +114,6 @@ def check_pairs(predictions: Mapping[str, object], references: Sequence[str], *,
         parts.append(f"without a reference: {', '.join(lonely_p)}")
     if lonely_r:
         parts.append(f"without a prediction: {', '.join(lonely_r)}")
-    if not predictions:
-        parts.append("no prediction at all")
     if parts:
         raise UsageError("EVALUATE_UNPAIRED", f"evaluate: cases {'; '.join(parts)}")
     return sorted(predictions)

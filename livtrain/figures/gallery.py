@@ -53,7 +53,7 @@ class Panel:
     letters: tuple[str, str, str, str]
 
 
-def draw_gallery(panels: Sequence[Panel]) -> bytes:
+def draw_gallery(panels: Sequence[Panel], title: str = "") -> bytes:
     """Draw slices side by side as PNG, each with contours, letters, a scale bar of 5 cm and a legend below."""
     views = [_view(panel) for panel in panels]
     shapes = [(high_x - low_x) / (high_y - low_y) for low_y, high_y, low_x, high_x in views]
@@ -67,6 +67,8 @@ def draw_gallery(panels: Sequence[Panel]) -> bytes:
         for label in (Label.LIVER, Label.TUMOR)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=3)
+    if title:
+        figure.suptitle(title, fontsize=11)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

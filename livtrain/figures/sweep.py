@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 Span = tuple[float, float]
+_PUBLISHED = "#e69f00"
+"""As in the picture of `livprep window --suggest`, with the same axes."""
 
 
 def draw_heat_map(
@@ -20,7 +24,7 @@ def draw_heat_map(
     chosen: tuple[float, float] | None,
     published: tuple[Span, Span] | None,
 ) -> None:
-    """Draw Dice over level and width as PNG, replaced whole.
+    """Draw Dice over width (columns) and level (rows) as PNG, replaced whole.
 
     Parameters
     ----------
@@ -32,21 +36,24 @@ def draw_heat_map(
         Levels and widths of a published optimum, framed dashed; it is drawn as far as the grid reaches.
     """
     levels, widths = (sorted({cell[k] for cell in dice}) for k in (0, 1))
-    values = np.array([[np.nan if (found := dice.get((wl, ww))) is None else found for wl in levels] for ww in widths])
-    figure = Figure(figsize=(2.6 + 0.9 * max(len(levels), 3), 2.2 + 0.6 * max(len(widths), 3)), dpi=100)
+    values = np.array([[np.nan if (found := dice.get((wl, ww))) is None else found for ww in widths] for wl in levels])
+    figure = Figure(figsize=(2.6 + 0.9 * max(len(widths), 3), 2.2 + 0.6 * max(len(levels), 3)), dpi=100)
     figure.set_layout_engine("constrained")
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), origin="lower", cmap="viridis", aspect="auto")
     figure.colorbar(image, ax=axes, label="Dice")
-    middle = float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+    low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if np.isfinite(values).any() else (0.0, 0.0)
     for (row, column), value in np.ndenumerate(values):
-        text, color = ("-", "gray") if np.isnan(value) else (f"{value:.3f}", "white" if value < middle else "black")
+        # viridis is dark below some two thirds of its range
+        color = "gray" if np.isnan(value) else "white" if value < low + 0.6 * (high - low) else "black"
+        text = "-" if np.isnan(value) else f"{value:.3f}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(levels)), [f"{wl:g}" for wl in levels])
-    axes.set_yticks(range(len(widths)), [f"{ww:g}" for ww in widths])
-    axes.set(title=title, xlabel="WL, HU", ylabel="WW, HU")
+    axes.set_xticks(range(len(widths)), [f"{ww:g}" for ww in widths])
+    axes.set_yticks(range(len(levels)), [f"{wl:g}" for wl in levels])
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set(xlabel="width WW, HU", ylabel="level WL, HU")
     if chosen is not None:
-        column, row = levels.index(chosen[0]), widths.index(chosen[1])
+        row, column = levels.index(chosen[0]), widths.index(chosen[1])
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="black", lw=3, label="best here"))
     if published is not None:
         _frame(axes, levels, widths, published)
@@ -57,13 +64,16 @@ def draw_heat_map(
     temporary.replace(path)
 
 
-def _frame(axes: object, levels: list[float], widths: list[float], published: tuple[Span, Span]) -> None:
+def _frame(axes: Axes, levels: list[float], widths: list[float], published: tuple[Span, Span]) -> None:
     """Frame the cells that lie within the published optimum."""
-    columns = [k for k, wl in enumerate(levels) if published[0][0] <= wl <= published[0][1]]
-    rows = [k for k, ww in enumerate(widths) if published[1][0] <= ww <= published[1][1]]
+    rows = [k for k, wl in enumerate(levels) if published[0][0] <= wl <= published[0][1]]
+    columns = [k for k, ww in enumerate(widths) if published[1][0] <= ww <= published[1][1]]
     if columns and rows:
-        corner = (columns[0] - 0.46, rows[0] - 0.46)
-        size = (columns[-1] - columns[0] + 0.92, rows[-1] - rows[0] + 0.92)
-        axes.add_patch(  # type: ignore[attr-defined]
-            Rectangle(corner, *size, fill=False, ec="red", lw=2, ls="--", label="published optimum")
-        )
+        corner = (columns[0] - 0.42, rows[0] - 0.42)
+        size = (columns[-1] - columns[0] + 0.84, rows[-1] - rows[0] + 0.84)
+        axes.add_patch(
+            Rectangle(
+                corner, *size, fill=False, ec=_PUBLISHED, lw=2, ls="--", label="published optimum",
+                path_effects=[patheffects.withStroke(linewidth=3.6, foreground="black")],
+            )
+        )  # fmt: skip

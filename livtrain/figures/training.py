@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from livprep.labels import LABEL_COLORS, Label, LabelArray
+from livprep.labels import LabelArray
+from livtrain.figures.gallery import Panel, draw_gallery
+from livtrain.figures.scores import LIVER_COLOR, TUMOR_COLOR
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
-_REFERENCE, _PREDICTED = "solid", "dashed"
 _SMOOTHING = 0.9
+_PLAIN = "#333333"
 
 
 def draw_curves(path: Path, title: str, ylabel: str, series: Series, *, smooth: bool = False) -> None:
@@ -31,22 +34,26 @@ def draw_curves(path: Path, title: str, ylabel: str, series: Series, *, smooth: 
     """
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for position, (name, points) in enumerate(series.items()):
+    for name, points in series.items():
         if not points:
             continue
         steps, values = np.array(points, dtype=np.float64).T
-        color = f"C{position}"
+        color = LIVER_COLOR if "liver" in name else TUMOR_COLOR if "tumor" in name else _PLAIN
         axes.plot(
             steps,
             values,
             color=color,
             alpha=0.3 if smooth else 1.0,
             label=None if smooth else name,
+            linestyle="dashed" if name == "val_dice" else "solid",
             marker="" if smooth else ".",
         )
         if smooth:
             axes.plot(steps, _running_mean(values), color=color, label=name)
     axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
+    axes.set_xlim(left=0)
+    if ylabel == "Dice":
+        axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -61,7 +68,7 @@ def draw_preview(
     predicted_ZYX: LabelArray,
     spacing_mm: tuple[float, float, float],
 ) -> None:
-    """Draw three axial slices with contours as PNG: reference solid, prediction dashed.
+    """Draw three axial slices with contours as PNG, in radiological view: reference solid, prediction dashed.
 
     Parameters
     ----------
@@ -74,19 +81,18 @@ def draw_preview(
     spacing_mm
         Voxel distances zyx in mm.
     """
-    figure = Figure(figsize=(12, 4.4), dpi=80, layout="constrained")
-    for position, z in enumerate(_slices(reference_ZYX)):
-        axes = figure.add_subplot(1, 3, position + 1)
-        axes.imshow(image_ZYX[z], cmap="gray", vmin=0, vmax=255, aspect=spacing_mm[1] / spacing_mm[2])
-        for labels, style in ((reference_ZYX[z], _REFERENCE), (predicted_ZYX[z], _PREDICTED)):
-            for label in (Label.LIVER, Label.TUMOR):
-                mask = labels >= label
-                if mask.any() and not mask.all():
-                    color = "#{:02x}{:02x}{:02x}".format(*LABEL_COLORS[label])
-                    axes.contour(mask, levels=[0.5], colors=[color], linestyles=style, linewidths=1.2)
-        axes.set(title=f"slice {z}", xticks=[], yticks=[])
-    figure.suptitle(f"{title} (solid: reference, dashed: prediction)")
-    _save(figure, path)
+    panels = [
+        Panel(
+            title=f"axial, slice {z} of {len(image_ZYX)}",
+            image=image_ZYX[z],
+            reference=reference_ZYX[z],
+            prediction=predicted_ZYX[z],
+            spacing_mm=spacing_mm[1:],
+            letters=("R", "L", "A", "P"),  # the store's grid is LPS: columns grow to the left, rows to the back
+        )
+        for z in _slices(reference_ZYX)
+    ]
+    _replace(path, draw_gallery(panels, title))
 
 
 def _slices(labels_ZYX: LabelArray) -> list[int]:
@@ -106,6 +112,12 @@ def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, png: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(temporary)
+    temporary.write_bytes(png)
     temporary.replace(path)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from livprep.cases import Case, FileRef, Rejection
 from livprep.catalog import Catalog
-from livprep.errors import StoreError, UsageError
+from livprep.errors import SourceError, StoreError, UsageError
 from livprep.formats.archive import read_bytes
 from livprep.formats.dicom_header import patient_number
 from livprep.geometry import Geometry
@@ -139,6 +139,8 @@ def find_scans(
     ------
     StoreError
         STORE_CASE_UNKNOWN, or whatever keeps the store from being opened.
+    SourceError
+        SOURCE_MISSING: a source with `/` or `.` in it, which no case id has, does not exist.
     UsageError
         Two sources have one name, or a path holds no scan, or nothing is left to predict.
     """
@@ -146,6 +148,8 @@ def find_scans(
     rejected: list[Rejection] = []
     paths = [Path(source) for source in sources if Path(source).exists()]
     patterns = [source for source in sources if not Path(source).exists()]
+    if lost := [source for source in patterns if _reads_as_path(source)]:
+        raise SourceError("SOURCE_MISSING", f"{lost[0]}: no such file or folder")
     opened = open_store(store) if patterns or not sources or cases in _PARTS else None
     if opened is not None and (patterns or not sources):
         scans.extend(_stored(opened, patterns or ["*"]))
@@ -168,6 +172,11 @@ def find_scans(
     if not scans and not rejected:
         raise UsageError("USAGE", f"predict: no scan fits {list(sources)} with --cases {cases}")
     return sorted(scans, key=lambda scan: scan.name), rejected
+
+
+def _reads_as_path(source: str) -> bool:
+    """Whether a source that does not exist was meant as a file or folder: case ids hold neither `/` nor `.`."""
+    return "/" in source or "." in source
 
 
 def _stored(store: Store, patterns: Sequence[str]) -> list[StoredScan]:

@@ -111,9 +111,10 @@ class _Loop:
                     loss = run.train_step(batches)
                 seen = tuple(case_id for batch in batches for case_id in batch.case_ids)
                 self._pending.append((run.step, loss, rate, seen))
-                if run.step % settings.log_every == 0 or run.fraction >= 1:
-                    self._log()
-                run.progress.training_s += time.perf_counter() - began
+                logged = self._log() if run.step % settings.log_every == 0 or run.fraction >= 1 else None
+                run.progress.training_s += time.perf_counter() - began  # with the wait for the losses above
+                if logged is not None:
+                    self.on_step(report_step(run, logged))
 
     def _agree(self) -> None:
         """Exchange clocks and signals, save if it is time, and stop if any rank was asked to."""
@@ -132,11 +133,11 @@ class _Loop:
             return ""
         return "steps" if self.settings.steps is not None and self.run.step >= self.settings.steps else "time"
 
-    def _log(self) -> None:
-        """Write the losses since the last time; stop where one is not finite."""
+    def _log(self) -> float | None:
+        """Write the losses since the last time and return the last; stop where one is not finite."""
         pending, run = self._pending, self.run
         if not pending:
-            return
+            return None
         losses = torch.stack([loss for _, loss, _, _ in pending])
         values = self._ranks.mean(losses)
         run.progress.waiting_s += run.waits.taken_s()
@@ -151,7 +152,7 @@ class _Loop:
                 )
             self.journal.record(step, {"loss": loss, "learning_rate": rate, "seconds": round(run.seconds, 3)})
         pending.clear()
-        self.on_step(report_step(run, values[-1]))
+        return values[-1]
 
     def _validation_due(self) -> bool:
         run, every = self.run, self.settings.validate_every

@@ -39,6 +39,15 @@ def test_every_help_has_an_example_and_says_what_each_option_is(program: str, na
             assert option.help, f"{program} {name} {option.opts}"
 
 
+@pytest.mark.parametrize(("program", "name", "at"), COMMANDS, ids=lambda value: str(value).split(":")[0])
+def test_every_command_takes_the_options_of_all(program: str, name: str, at: str) -> None:
+    command = load(at)
+    if isinstance(command, click.Group) or name == "completion":
+        return
+    found = {text for option in command.params for text in option.opts}
+    assert {"--json", "-q", "-v"} <= found
+
+
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_every_code_says_what_it_means_and_what_to_do(code: str) -> None:
     entry = CODES[code]
@@ -78,6 +87,31 @@ def test_commands_options_and_values_are_completed(line: str, word: str, expecte
     variables = {f"_{program.upper()}_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": word}
     done = call(program, **variables)
     assert expected in done.stdout.split(), done.stderr
+
+
+def test_names_are_completed_with_their_summaries_and_without_importing_a_command() -> None:
+    code = (
+        "import sys; from livcli.livprep_main import livprep; import click; "
+        "found = livprep.shell_complete(click.Context(livprep), 'in'); "
+        "print([(each.value, each.help) for each in found]); sys.exit('livcli.livprep_ingest' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "('ingest', 'Read 3DIRCADb or LiTS into the store.')" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("inget", "no command 'inget'; did you mean 'ingest'? See"), ("x9", "--help lists them.")]
+)
+def test_a_misspelled_command_is_answered_with_the_nearest(name: str, words: str) -> None:
+    done = call("livprep", name)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
+
+
+def test_verbose_says_nothing_of_other_libraries() -> None:
+    done = call("livprep", "verify", "--store", "/none.zarr", "-v")
+    assert done.stderr.startswith("livprep: STORE_MISSING: ")
 
 
 def test_another_shell_is_refused_with_the_list() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Outcome
+from matplotlib.figure import Figure
 from PIL import Image
 
 from livprep.errors import SourceError, UsageError
@@ -178,3 +179,17 @@ def test_texts_are_escaped_and_outliers_named(store: Store) -> None:
     (found,) = find_outliers(many)
     assert (found.case, found.what) == ("odd", "liver volume")
     assert find_outliers(many[:7]) == []
+
+
+def test_volumes_lie_below_the_top_of_their_chart_and_cases_are_whole_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from livprep.figures import charts
+
+    seen: list[Figure] = []
+    monkeypatch.setattr(charts, "svg", lambda figure: seen.append(figure) or b"")
+    charts.draw_volumes([1489.0, 1430.0, 1489.0], [111.4, 0.0, 111.4])
+    liver, tumor = seen[0].axes
+    assert liver.get_ylim()[1] > 1489
+    assert tumor.get_ylim()[0] < 111.4 < tumor.get_ylim()[1]
+    assert all(float(tick).is_integer() for axes in (liver, tumor) for tick in axes.get_xticks())

@@ -101,7 +101,6 @@ def test_files_are_paired_by_case_and_scored(tmp_path: Path) -> None:
         (["a.nii"], ["a.nii", "volume-1.nii", "segmentation-2.nii"], "without a prediction: lits-002"),
         (["a.nii", "b.nii"], ["c.nii"], "without a reference: a, b; without a prediction: c"),
         (["lits-001.nii", "segmentation-1.nii"], ["segmentation-1.nii"], "both are case lits-001"),
-        ([], ["a.nii"], "no prediction at all"),
     ],
 )
 def test_what_has_no_partner_is_listed(
@@ -110,6 +109,12 @@ def test_what_has_no_partner_is_listed(
     with pytest.raises(LivError, match=message) as caught:
         evaluate_folder(_names(tmp_path / "p", predictions), [_names(tmp_path / "r", references)])
     assert (caught.value.code, caught.value.exit_code) == ("EVALUATE_UNPAIRED", 2)
+
+
+def test_a_folder_without_predictions_is_no_matter_of_names(tmp_path: Path) -> None:
+    with pytest.raises(LivError, match=r"found no prediction, expected files <case>\.nii\.gz") as caught:
+        evaluate_folder(_names(tmp_path / "p", []), [_names(tmp_path / "r", ["a.nii"])])
+    assert (caught.value.code, caught.value.exit_code) == ("PREDICTION_MISSING", 2)
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:

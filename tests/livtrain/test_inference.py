@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from livprep.catalog import load_catalog
 from livprep.cohort import IngestRequest, plan_ingest, run_ingest
-from livprep.errors import GeometryError, LivError, RunError, StoreError, UsageError
+from livprep.errors import GeometryError, LivError, RunError, SourceError, StoreError, UsageError
 from livprep.formats.nifti import write_labels, write_nifti
 from livprep.geometry import Geometry
 from livprep.prepare import Preparation
@@ -631,3 +631,10 @@ def test_dicom_segmentations_refer_to_their_series_and_other_scans_are_rejected(
     seg = highdicom.seg.segread(tmp_path / "out" / "ircadb-02.dcm")
     predicted = predictor.predict(scans[0].load()).labels
     assert int(seg.pixel_array.sum()) == int((predicted > 0).sum())
+
+
+@pytest.mark.parametrize("source", ["scan.nii.gz", "scans/series"])
+def test_a_path_that_is_not_there_is_not_looked_for_in_a_store(tmp_path: Path, source: str) -> None:
+    with pytest.raises(SourceError, match=f"{source}: no such file or folder") as caught:
+        find_scans([source], tmp_path / "none.zarr", CATALOG)
+    assert caught.value.code == "SOURCE_MISSING"
