@@ -14,9 +14,11 @@ from livcli.options import output_options, store_option
 @store_option
 def remove(case: str, store: Path) -> None:
     """Remove CASE and its channels from the store."""
-    from livprep.store import open_store, remove_case
+    from livprep.store import case_folders, open_store, remove_case
 
-    open_store(store).case(case)
+    opened = open_store(store)
+    if case not in case_folders(opened):
+        opened.case(case)  # says that there is none
     remove_case(store, case)
     click.echo(f"{case} removed")
 
@@ -44,7 +46,11 @@ def migrate(store: Path, as_json: bool, quiet: bool) -> int:
 @click.command(epilog="Example: livprep gc", context_settings={"help_option_names": ["-h", "--help"]})
 @store_option
 def gc(store: Path) -> None:
-    """Delete what killed runs left in the staging folder; run it while no ingest runs."""
+    """Delete what killed runs left in the staging folder; run it while no ingest runs.
+
+    In an object storage nothing is staged: what a killed run left there is written over by the next one, or goes
+    with `livprep remove CASE`.
+    """
     from livprep.store import open_store, remove_staging
 
     open_store(store)
