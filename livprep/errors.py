@@ -363,8 +363,8 @@ CODES: dict[str, CodeInfo] = {
     "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
     "SCHEDULER_UNUSABLE": CodeInfo(
         "No Dask scheduler answers at the address of --scheduler, or its workers have another livprep.",
-        "Check the address (the scheduler's, not the dashboard's) and that scheduler and workers run in the environment "
-        "in which livprep is installed; tls:// takes Dask's own credentials: distributed.comm.tls, or "
+        "Check the address (the scheduler's, not the dashboard's) and that scheduler and workers run where livprep is "
+        "installed; tls:// takes Dask's own credentials: distributed.comm.tls, or "
         "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, __CLIENT__CERT and __CLIENT__KEY.",
         74,
     ),
