@@ -6,7 +6,7 @@ from livprep.store.bucket import is_remote, journal_root, keep_journal, place_of
 from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
-from livprep.store.layout import discard_marked, marked, staging_entries
+from livprep.store.layout import discard_marked, marked, staging_entries, sync_path, sync_tree
 from livprep.store.migrating import migrate_store, version_of
 from livprep.store.nearby import Surroundings, near_points
 from livprep.store.reading import CaseStore, Store, case_files, is_store, open_store
@@ -58,6 +58,8 @@ __all__ = [
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "sync_path",
+    "sync_tree",
     "taken",
     "version_of",
 ]
