@@ -101,7 +101,7 @@ def run_jobs(
     Raises
     ------
     LivError
-        SCHEDULER_UNUSABLE: it does not answer, or its workers have another livprep.
+        SCHEDULER_UNUSABLE: it does not answer, or is lost, or its workers have another livprep.
     LivError, OSError
         A job's fault that is not the case's own: store or disk. Running jobs are dropped; nothing half written
         is visible.
@@ -123,6 +123,7 @@ def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Rec
     with dask.config.set(_SETTINGS):
         if crew.scheduler is not None:
             _greet(crew.scheduler)
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs as well is raised
         cluster = None if crew.scheduler is not None else _start(crew, min(crew.workers, len(jobs)))
         client = Client(crew.scheduler) if cluster is None else Client(cluster)
         if crew.say is not None and client.dashboard_link:
@@ -234,7 +235,7 @@ def _say_if_none_starts(client: Any, seconds: int, text: str) -> None:
 
 
 def _check_foreign(client: Any) -> None:
-    """Refuse another's workers without this livprep: they would die of their first task, and nobody be told.
+    """Refuse another's scheduler or workers without this livprep: workers would die of a task, and nobody be told.
 
     Raises
     ------
@@ -242,11 +243,15 @@ def _check_foreign(client: Any) -> None:
         SCHEDULER_UNUSABLE.
     """
     client.wait_for_workers(1)
-    found = client.run(metadata.version, "livprep", on_error="return")
-    for worker, version in found.items():
+    found = {f"worker {k}": v for k, v in client.run(metadata.version, "livprep", on_error="return").items()}
+    try:
+        found["the scheduler"] = client.run_on_scheduler(metadata.version, "livprep")
+    except metadata.PackageNotFoundError as error:
+        found["the scheduler"] = error
+    for who, version in found.items():
         if version != package_version():
             has = f"livprep {version}" if isinstance(version, str) else "no livprep"
-            raise LivError("SCHEDULER_UNUSABLE", f"worker {worker} has {has}, expected {package_version()}")
+            raise LivError("SCHEDULER_UNUSABLE", f"{who} has {has}, expected {package_version()}")
 
 
 def _kill_workers(cluster: Any) -> None:
@@ -283,6 +288,8 @@ def _submit(
         if future.status == "finished":
             yield futures[future], result
             continue
+        if future.status == "cancelled":
+            raise LivError("SCHEDULER_UNUSABLE", "the connection to the scheduler was lost; running it again goes on")
         error = result[1] if isinstance(result, tuple) else result
         if not isinstance(error, KilledWorker):
             raise error

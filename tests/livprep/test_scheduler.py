@@ -6,16 +6,19 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
 import pytest
 from building import tree_hash
+from distributed import Client
 from distributed.security import Security
 
 from livprep import pipeline
@@ -129,6 +132,25 @@ def test_wrong_credentials_and_none_where_tls_is_spoken_end_soon(
     assert "no Dask scheduler answers" in refused(scheduler.address.replace("tls:", "tcp:"))
 
 
+def test_a_scheduler_that_is_lost_is_said(tmp_path: Path) -> None:
+    """Its futures are cancelled then, which is no fault of a case and no defect."""
+    about = tmp_path / "scheduler.json"
+    words = ["scheduler", "--host", "127.0.0.1", "--no-dashboard", "--port", "0", "--scheduler-file", str(about)]
+    process = subprocess.Popen([sys.executable, "-m", "dask", *words], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not about.exists() and process.poll() is None:
+        time.sleep(0.05)
+    try:
+        with Client(json.loads(about.read_text())["address"]) as client:
+            results = pipeline._submit(client, [SimpleNamespace(name="lits-028")], str, "first")
+            threading.Timer(0.3, process.kill).start()
+            with pytest.raises(LivError, match="connection to the scheduler was lost") as caught:
+                next(results)
+        assert caught.value.code == "SCHEDULER_UNUSABLE"
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+
+
 @pytest.mark.parametrize("address", ["tcp://{free}", "{free}", "nonsense", "tcp://no.such.host.invalid:1", "x://y:1"])
 def test_an_address_without_a_scheduler_is_refused_soon(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "SCHEDULER_S", 0.5)
@@ -147,17 +169,27 @@ def test_what_listens_and_never_answers_is_refused_soon(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("there", "said"), [(PackageNotFoundError("livprep"), "no livprep"), ("0.0.1", "livprep 0.0.1")]
+    ("worker", "scheduler", "said"),
+    [
+        (PackageNotFoundError("livprep"), package_version(), "worker tcp://b:2 has no livprep"),
+        ("0.0.1", package_version(), "worker tcp://b:2 has livprep 0.0.1"),
+        (package_version(), PackageNotFoundError("livprep"), "the scheduler has no livprep"),
+    ],
 )
-def test_workers_without_this_livprep_are_named(there: object, said: str) -> None:
+def test_who_has_not_this_livprep_is_named(worker: object, scheduler: object, said: str) -> None:
     class Client:
         def wait_for_workers(self, count: int) -> None:
             assert count == 1
 
         def run(self, function: object, *words: str, on_error: str) -> dict[str, object]:
             assert (function, words, on_error) == (version, ("livprep",), "return")
-            return {"tcp://a:1": package_version(), "tcp://b:2": there}
+            return {"tcp://a:1": package_version(), "tcp://b:2": worker}
 
-    with pytest.raises(LivError, match=f"worker tcp://b:2 has {said}, expected") as caught:
+        def run_on_scheduler(self, function: object, *words: str) -> object:
+            if isinstance(scheduler, Exception):
+                raise scheduler
+            return scheduler
+
+    with pytest.raises(LivError, match=f"{said}, expected") as caught:
         pipeline._check_foreign(Client())
     assert caught.value.code == "SCHEDULER_UNUSABLE"
