@@ -14,7 +14,7 @@ from livprep.pipeline import run_jobs
 from livprep.plan import WORKER_BASE_BYTES, WORKER_FACTOR
 from livprep.sources import Choice, catalog_beside, discover
 from livprep.splits import check_split
-from livprep.store import Store, case_folders, check_root, open_store
+from livprep.store import Store, case_folders, check_root, open_store, place_of
 from livprep.verify import Verdict, VerifyJob
 
 
@@ -63,7 +63,7 @@ def plan_audit(request: AuditRequest) -> Audit:
     jobs = tuple(
         VerifyJob(
             name,
-            str(request.store),
+            place_of(request.store),
             opened.preparation,
             opened.meta.profile,
             request.deep,

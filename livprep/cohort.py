@@ -31,6 +31,7 @@ from livprep.store import (
     journal_root,
     keep_journal,
     open_store,
+    place_of,
     remove_window,
     taken,
 )
@@ -159,7 +160,7 @@ def run_ingest(ingest: Ingest, say: Callable[[str], None] | None = None) -> Iter
     jobs = [
         IngestJob(
             by_id[need.case_id],
-            str(request.store),
+            place_of(request.store),
             ingest.catalog,
             request.preparation,
             request.profile,
@@ -273,7 +274,7 @@ def plan_windows(
         if meta is not None and (stored := meta.channel()) != window:
             raise UsageError("STORE_WINDOW_EXISTS", taken(stored))
         orders.setdefault(window.name, max(orders.values(), default=-1) + 1)
-    return [WindowJob(case, str(store.path), window, orders[window.name]) for case in cases for window in windows]
+    return [WindowJob(case, place_of(store.path), window, orders[window.name]) for case in cases for window in windows]
 
 
 def run_windows(

@@ -402,6 +402,13 @@ CODES: dict[str, CodeInfo] = {
         70,
     ),
     "DISK_FULL": CodeInfo("The disk is full.", "Free space and run again; published cases are safe.", 74),
+    "SCHEDULER_UNUSABLE": CodeInfo(
+        "No Dask scheduler answers at the address of --scheduler, or its workers have another livprep.",
+        "Check the address (the scheduler's, not the dashboard's) and that scheduler and workers run where livprep is "
+        "installed; tls:// takes Dask's own credentials: distributed.comm.tls, or "
+        "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, __CLIENT__CERT and __CLIENT__KEY.",
+        74,
+    ),
     "IO": CodeInfo("Reading or writing failed.", "Check the disk and run again; published cases are safe.", 74),
     "INTERRUPTED": CodeInfo("Stopped by USR1 or USR2.", "Run the same command again (fit: with --resume).", 75),
     "WORKER_LOST": CodeInfo(

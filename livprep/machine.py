@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import psutil
 ROOT = Path("/")
 
 
-_CORES = ("SLURM_CPUS_PER_TASK", "NCPUS", "LSB_DJOB_NUMPROC")
-"""Variables in which SLURM, PBS and LSF say how many processors a job asked for; not all of them bind it to these."""
+_CORES = ("SLURM_CPUS_PER_TASK", "NCPUS", "PBS_NUM_PPN", "LSB_DJOB_NUMPROC")
+"""Variables in which SLURM, PBS, Torque and LSF say what processors a job asked for; not all bind it to these."""
 
 
 def cores(environment: Mapping[str, str] = os.environ) -> int:
     """Processors that this process may use."""
-    asked = [int(environment[name]) for name in _CORES if environment.get(name, "").isdigit()]
+    # LSF over several hosts: `host1 4 host2 8`, the first is that of the script
+    here = environment.get("LSB_MCPU_HOSTS", "").split()[1:2]
+    said = [*(environment.get(name, "") for name in _CORES), *here]
+    asked = [int(text) for text in said if text.isdigit()]
     return max(1, min([len(os.sched_getaffinity(0)), *asked]))
 
 
@@ -35,11 +39,18 @@ def free_memory_bytes(root: Path = ROOT, environment: Mapping[str, str] = os.env
 
 
 def _batch_limit(environment: Mapping[str, str]) -> Iterator[tuple[int, int]]:
-    """What a SLURM job asked for and what this process has of it, in bytes (sbatch(1): both variables are in MiB)."""
+    """What a batch job asked for and what this process has of it, in bytes.
+
+    SLURM says it (sbatch(1): both variables are in MiB); PBS and LSF set a limit of the process (getrlimit(2)), which
+    the kernel does not enforce where it is one of resident memory.
+    """
     for name, count in (("SLURM_MEM_PER_NODE", "1"), ("SLURM_MEM_PER_CPU", environment.get("SLURM_CPUS_ON_NODE", ""))):
         each = environment.get(name, "")
         if each.isdigit() and count.isdigit() and int(each):  # 0 is all of the node's memory
             yield int(each) * int(count) << 20, int(psutil.Process().memory_info().rss)
+    for kind in (resource.RLIMIT_RSS, resource.RLIMIT_AS):
+        if (most := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+            yield most, int(psutil.Process().memory_info().rss)
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:

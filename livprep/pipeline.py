@@ -5,6 +5,7 @@ One task is one case, single-threaded inside; tasks carry paths and settings, ne
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -18,11 +19,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from livprep.cases import Receipt
+from livprep.errors import LivError
 from livprep.machine import cores, free_memory_bytes
+from livprep.provenance import package_version
 from livprep.store import marked
 
 log = logging.getLogger(__name__)
@@ -96,6 +100,8 @@ def run_jobs(
 
     Raises
     ------
+    LivError
+        SCHEDULER_UNUSABLE: it does not answer, or is lost, or its workers have another livprep.
     LivError, OSError
         A job's fault that is not the case's own: store or disk. Running jobs are dropped; nothing half written
         is visible.
@@ -115,13 +121,21 @@ def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Rec
     from distributed import Client
 
     with dask.config.set(_SETTINGS):
+        if crew.scheduler is not None:
+            _greet(crew.scheduler)
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it logs as well is raised
         cluster = None if crew.scheduler is not None else _start(crew, min(crew.workers, len(jobs)))
         client = Client(crew.scheduler) if cluster is None else Client(cluster)
         if crew.say is not None and client.dashboard_link:
             crew.say(f"dashboard: {client.dashboard_link}")
         try:
             if crew.cluster is not None:
-                _say_if_none_starts(client)
+                _say_if_none_starts(
+                    client, QUEUE_S, "no job of the batch system has started within %d s (squeue says why)"
+                )
+            elif crew.scheduler is not None:
+                _say_if_none_starts(client, WORKERS_S, "the scheduler has had no worker for %d s")
+                _check_foreign(client)
             yield from _run_on(client, jobs, partial(_run, mark=mark, limit_bytes=crew.worker_bytes))
         except BaseException:
             if cluster is not None and crew.cluster is None:
@@ -133,8 +147,10 @@ def _run_dask(jobs: Sequence[Job[R]], crew: Crew, mark: str) -> Iterator[R | Rec
                 cluster.close()
 
 
-QUEUE_S = 60
-"""Seconds in a queue after which a word is said."""
+QUEUE_S, WORKERS_S = 60, 10
+"""Seconds in a queue, and with another's scheduler, without a worker after which a word is said."""
+SCHEDULER_S = 30
+"""Seconds in which another's scheduler must answer."""
 _SETTINGS = {
     # A task whose worker dies comes back at once and is tried again alone; see _run_on.
     "distributed.scheduler.allowed-failures": 0,
@@ -185,12 +201,57 @@ def _start_slurm(crew: Crew, count: int) -> Any:
     return cluster
 
 
-def _say_if_none_starts(client: Any) -> None:
+def _greet(address: str) -> None:
+    """See that a Dask scheduler answers, for Dask's client would wait for ever for one that does not greet back.
+
+    Raises
+    ------
+    LivError
+        SCHEDULER_UNUSABLE.
+    """
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def greet() -> None:
+        comm = await connect(address, timeout=SCHEDULER_S, **Security().get_connection_args("client"))
+        await comm.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(greet(), SCHEDULER_S + 1))
+    except TypeError as error:  # Dask's own way to say so
+        raise LivError("SCHEDULER_UNUSABLE", f"{address}: TLS asks for credentials, Dask has none here") from error
+    except (OSError, ValueError, TimeoutError) as error:
+        why = error.__cause__ or error
+        text = f"no Dask scheduler answers ({str(why) or type(why).__name__})"
+        raise LivError("SCHEDULER_UNUSABLE", f"{address}: {text}") from error
+
+
+def _say_if_none_starts(client: Any, seconds: int, text: str) -> None:
     """A queue may be long, so it is waited for; but not in silence, for a wrong account waits for ever."""
     try:
-        client.wait_for_workers(1, timeout=QUEUE_S)
+        client.wait_for_workers(1, timeout=seconds)
     except TimeoutError:
-        log.warning("no job of the batch system has started within %d s; still waiting (squeue says why)", QUEUE_S)
+        log.warning(f"{text}; still waiting", seconds)
+
+
+def _check_foreign(client: Any) -> None:
+    """Refuse another's scheduler or workers without this livprep: workers would die of a task, and nobody be told.
+
+    Raises
+    ------
+    LivError
+        SCHEDULER_UNUSABLE.
+    """
+    client.wait_for_workers(1)
+    found = {f"worker {k}": v for k, v in client.run(metadata.version, "livprep", on_error="return").items()}
+    try:
+        found["the scheduler"] = client.run_on_scheduler(metadata.version, "livprep")
+    except metadata.PackageNotFoundError as error:
+        found["the scheduler"] = error
+    for who, version in found.items():
+        if version != package_version():
+            has = f"livprep {version}" if isinstance(version, str) else "no livprep"
+            raise LivError("SCHEDULER_UNUSABLE", f"{who} has {has}, expected {package_version()}")
 
 
 def _kill_workers(cluster: Any) -> None:
@@ -227,6 +288,8 @@ def _submit(
         if future.status == "finished":
             yield futures[future], result
             continue
+        if future.status == "cancelled":
+            raise LivError("SCHEDULER_UNUSABLE", "the connection to the scheduler was lost; running it again goes on")
         error = result[1] if isinstance(result, tuple) else result
         if not isinstance(error, KilledWorker):
             raise error

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from livprep.errors import RunError
+from livprep.store import sync_path
 from livtrain.config import Settings, settings_from
 
 LAST, BEST = "last.pt", "best.pt"
@@ -220,11 +221,7 @@ def _publish(path: Path, parts: list[Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_path(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

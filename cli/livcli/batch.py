@@ -62,6 +62,10 @@ class Work:
     launcher: tuple[str, ...] = ()
 
 
+_PBS_NAME = 15
+"""Letters that qsub takes as a name in Torque and in PBS Professional before 19."""
+
+
 def script(system: System, work: Work, resources: Resources) -> str:
     """The batch script of `system`; an array where there are several tasks, each with its `--part I/N`.
 
@@ -118,7 +122,7 @@ def _slurm(work: Work, wanted: Resources) -> Iterator[str]:
 
 
 def _pbs(work: Work, wanted: Resources) -> Iterator[str]:
-    yield f"#PBS -N {work.name}"
+    yield f"#PBS -N {work.name[:_PBS_NAME]}"
     if wanted.tasks > 1:
         yield f"#PBS -J 1-{wanted.tasks}"
     yield "#PBS -j oe"

@@ -16,9 +16,11 @@ from livcli.options import output_options, store_option
 @output_options
 def remove(case: str, store: Path, as_json: bool, quiet: bool) -> None:
     """Remove CASE and its channels from the store."""
-    from livprep.store import open_store, remove_case
+    from livprep.store import case_folders, open_store, remove_case
 
-    open_store(store).case(case)
+    opened = open_store(store)
+    if case not in case_folders(opened):
+        opened.case(case)  # says that there is none
     remove_case(store, case)
     if as_json:
         click.echo(json.dumps({"case": case, "status": "removed"}))
@@ -50,7 +52,11 @@ def migrate(store: Path, as_json: bool, quiet: bool) -> int:
 @store_option
 @output_options
 def gc(store: Path, as_json: bool, quiet: bool) -> None:
-    """Delete what killed runs left in the staging folder; run it while no ingest runs."""
+    """Delete what killed runs left in the staging folder; run it while no ingest runs.
+
+    In an object storage nothing is staged: what a killed run left there is written over by the next one, or goes
+    with `livprep remove CASE`.
+    """
     from livprep.store import open_store, remove_staging
 
     open_store(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from livprep.errors import UsageError
+from livprep.store import sync_tree
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def staged_folder(dest: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        _sync(staging)
+        sync_tree(staging)  # what was renamed is there after a crash
         staging.replace(dest)  # an empty folder may be replaced
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -39,14 +39,3 @@ def staged_folder(dest: Path) -> Iterator[Path]:
 def write_json(path: Path, data: Any) -> None:
     """JSON for people and programs: indented, in the given order, UTF-8."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _sync(folder: Path) -> None:
-    """Force files and folders to disk, so that what was renamed is there after a crash."""
-    for root, _, names in os.walk(folder, topdown=False):
-        for path in (*(Path(root) / name for name in names), Path(root)):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from livprep.labels import Label, LabelArray
 from livprep.pipeline import run_jobs
 from livprep.preview import axial_planes, side_planes
 from livprep.shown import Shown, choose_window, load_shown
-from livprep.store import CaseStore, Store, open_store
+from livprep.store import CaseStore, Store, open_store, place_of
 from livprep.tallies import HU, tally
 
 THUMBNAIL_SLICES = 4
@@ -105,7 +104,7 @@ def collect(store: Store, case_ids: Sequence[str], window: str | None = None, wo
     StoreError
         A case is damaged, or a worker died.
     """
-    jobs = [FactsJob(str(Path(store.path).absolute()), case_id, window) for case_id in case_ids]
+    jobs = [FactsJob(place_of(store.path), case_id, window) for case_id in case_ids]
     for result in run_jobs(jobs, workers):
         if isinstance(result, Receipt):
             raise StoreError("STORE_CORRUPT", f"{result.case}: {result.detail}")

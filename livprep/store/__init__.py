@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from livprep.store.bucket import is_remote, journal_root, keep_journal
+from livprep.store.bucket import is_remote, journal_root, keep_journal, place_of
 from livprep.store.checking import Findings, case_folders, check_case, check_root
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
-from livprep.store.layout import discard_marked, marked, staging_entries
+from livprep.store.layout import discard_marked, marked, staging_entries, sync_path, sync_tree
 from livprep.store.migrating import migrate_store, version_of
 from livprep.store.nearby import Surroundings, near_points
-from livprep.store.reading import CaseStore, Store, is_store, open_store
+from livprep.store.reading import CaseStore, Store, case_files, is_store, open_store
 from livprep.store.writing import (
     CaseContent,
     add_window,
@@ -34,6 +34,7 @@ __all__ = [
     "Store",
     "Surroundings",
     "add_window",
+    "case_files",
     "case_folders",
     "change_preparation",
     "channels_of",
@@ -51,11 +52,14 @@ __all__ = [
     "near_points",
     "open_store",
     "pack",
+    "place_of",
     "publish_case",
     "remove_case",
     "remove_staging",
     "remove_window",
     "staging_entries",
+    "sync_path",
+    "sync_tree",
     "taken",
     "version_of",
 ]

@@ -6,9 +6,12 @@ AWS_ENDPOINT_URL, AWS_ALLOW_HTTP ...).
 
 from __future__ import annotations
 
+import atexit
 import errno
+import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3",)
 _THREADS = 16
+_SETTINGS = "AWS_ENDPOINT_URL, AWS_REGION and credentials"
 
 
 def is_remote(path: PurePath | str) -> bool:
@@ -36,9 +40,18 @@ def address_of(path: PurePath | str) -> str:
     return f"{scheme}//{'/'.join(rest)}"
 
 
+def place_of(path: Path) -> str:
+    """A store's path as text that means the same in a process with another current folder."""
+    return address_of(path) if is_remote(path) else str(path.absolute())
+
+
 def journal_root(store: Path) -> Path:
     """Where a run's journal is written: in the store, or in a folder from which `keep_journal` brings it there."""
-    return Path(tempfile.mkdtemp(prefix="livprep-journal-")) if is_remote(store) else store
+    if not is_remote(store):
+        return store
+    folder = Path(tempfile.mkdtemp(prefix="livprep-journal-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def keep_journal(store: Path, journal: Path) -> None:
@@ -112,16 +125,30 @@ class Bucket:
                 obstore.delete(self._store, wanted)
 
     def download(self, keys: Iterable[str], folder: Path) -> None:
-        """Objects as files below a folder, several at once."""
+        """Objects as files below a folder, several at once; those that are not there do not matter."""
+        self._each(lambda key: self._fetch(key, folder / key), keys)
 
-        def fetch(key: str) -> None:
-            data = self.get(key)
-            if data is not None:
-                target = folder / key
+    def _fetch(self, key: str, target: Path) -> None:
+        import obstore
+
+        try:
+            with _as_os_error(self.address):
+                parts = obstore.get(self._store, key).stream()  # a shard is large, and several come at once
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
+                with target.open("wb") as file:
+                    for part in parts:
+                        file.write(part)
+        except FileNotFoundError:
+            return
 
-        self._each(fetch, keys)
+    def mirror(self, sizes: Mapping[str, int], folder: Path, *, empty: Iterable[str] = ()) -> None:
+        """Objects of the given sizes as files below a folder; those in `empty` as holes of the same size."""
+        holes = set(empty)
+        self.download([key for key in sizes if key not in holes], folder)
+        for key in holes:
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).touch()
+            os.truncate(folder / key, sizes[key])
 
     def upload(self, folder: Path, names: Iterable[str], prefix: str) -> None:
         """Files below a folder as objects below a prefix, several at once."""
@@ -151,7 +178,8 @@ class _as_os_error:  # noqa: N801 - reads as a phrase
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         if isinstance(error, BaseError) and not isinstance(error, (AlreadyExistsError, FileNotFoundError)):
-            raise OSError(errno.EIO, f"{self._address}: the object storage failed ({type(error).__name__})") from None
+            text = f"{self._address}: the object storage failed ({type(error).__name__}); look at bucket, {_SETTINGS}"
+            raise OSError(errno.EIO, text) from None
 
 
 def relative_files(folder: Path) -> Iterator[str]:

@@ -50,16 +50,16 @@ def check_root(store: Store) -> list[Finding]:
     """Check what belongs to no case: the store's own metadata, leftovers, strangers among the cases."""
     found = Findings("")
     try:
-        node = json.loads((store.path / GROUP).read_bytes())
+        node = json.loads((store.folder / GROUP).read_bytes())
         expected = layout.plain_group(layout.own_attributes(node["attributes"][layout.OWN]))
-        _check_own(found, store.path, node, expected)
+        _check_own(found, store.folder, node, expected)
     except _DAMAGE as error:
         found.add("STORE_ATTRIBUTES", f"{GROUP} of the store cannot be read ({type(error).__name__})")
-    _check_fixed(found, store.path, f"{layout.CASES}/{GROUP}")
-    for path in layout.staging_entries(store.path):
-        found.add("STORE_STAGING", f"{path.relative_to(store.path).as_posix()} is unfinished work", "info")
+    _check_fixed(found, store.folder, f"{layout.CASES}/{GROUP}")
+    for path in layout.staging_entries(store.folder):
+        found.add("STORE_STAGING", f"{path.relative_to(store.folder).as_posix()} is unfinished work", "info")
     cases = set(case_folders(store))
-    for path in sorted((store.path / layout.CASES).iterdir()):
+    for path in sorted((store.folder / layout.CASES).iterdir()):
         if path.name not in cases and path.name != GROUP and not layout.is_partial(path.name):
             found.add("STORE_FILE_EXTRA", f"{layout.CASES}/{path.name} is no case", "warning")
     return found.found
@@ -67,7 +67,7 @@ def check_root(store: Store) -> list[Finding]:
 
 def case_folders(store: Store) -> list[str]:
     """Names of all case folders, sorted; also of those that readers skip because their metadata are gone."""
-    folder = store.path / layout.CASES
+    folder = store.folder / layout.CASES
     return sorted(p.name for p in folder.iterdir() if layout.is_plain(p.name) and p.is_dir() and not p.is_symlink())
 
 

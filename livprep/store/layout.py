@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from typing import Any
 from livprep.errors import StoreError
 from livprep.provenance import digest_of
 
+log = logging.getLogger(__name__)
+
 CASES, STAGING, SPLITS, JOURNAL = "cases", ".staging", "splits", "journal"
 HU, TRAIN, INDEX, WINDOWS = "hu", "train", "index", "windows"
 LABELS = "labels/liver_tumor"
@@ -34,6 +37,8 @@ MANIFEST = "manifest.json"
 OWN, OWN_DIGEST = "livprep", "livprep_digest"
 """Keys of our attributes, and of their sha256 where no manifest covers them."""
 _READ_STEP = 1 << 20
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+"""How file systems say that they have no such call; flock(2), fsync(2)."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Arguments of renameat2 (linux/fcntl.h, linux/fs.h)."""
 _PARTIAL = re.compile(r"\.[^/]+\.json\.[0-9a-f]{32}")
@@ -123,11 +128,21 @@ def _remove_tree(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(store: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a case; the kernel frees it when the holder dies."""
+    """Hold the lock of a case; the kernel frees it when the holder dies.
+
+    Lustre without `-o flock` and NFS with `nolock` have no locks. What is published there is still whole, for it
+    appears by one rename; only two runs that change channels of one case at once may leave its metadata behind.
+    """
     (store / STAGING).mkdir(parents=True, exist_ok=True)
-    handle = os.open(store / STAGING / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    # Everybody who may write into the folder may lock: the umask says who that is.
+    handle = os.open(store / STAGING / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            log.info("%s: this file system has no locks", name)
         yield
     finally:
         os.close(handle)
@@ -195,14 +210,19 @@ def sync_tree(folder: Path) -> None:
     """Force every file and folder below to disk, the leaves first."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            _sync(Path(root) / name)
-        _sync(Path(root))
+            sync_path(Path(root) / name)
+        sync_path(Path(root))
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Force a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # CIFS and some FUSE file systems take no fsync of a folder, and have nothing to say about its names.
+        if error.errno not in _UNSUPPORTED or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -213,10 +233,11 @@ def publish(staged_folder: Path, target: Path) -> bool:
     try:
         staged_folder.rename(target)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        # sshfs and some network drives have other words for a place that is taken
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or (target / "zarr.json").is_file():
             return False
         raise
-    _sync(target.parent)
+    sync_path(target.parent)
     return True
 
 
@@ -228,7 +249,7 @@ def replace_published(store: Path, staged_folder: Path, target: Path) -> bool:
     """
     sync_tree(staged_folder)
     if target.exists() and _exchange(staged_folder, target):
-        _sync(target.parent)
+        sync_path(target.parent)
         return True  # the old folder lies where the staged one was, and goes with it
     if target.exists():
         withdraw(store, target)
@@ -249,7 +270,7 @@ def withdraw(store: Path, target: Path) -> None:
     """Take a published folder out of sight by one rename, then delete it."""
     with staged(store, f"{target.name}.old") as grave:
         target.rename(grave / target.name)
-        _sync(target.parent)
+        sync_path(target.parent)
 
 
 def consolidate(group: Path) -> None:

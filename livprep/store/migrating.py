@@ -13,7 +13,9 @@ from livprep.cases import Receipt
 from livprep.errors import StoreError
 from livprep.schema import SCHEMA_VERSION, CaseMeta, StoreMeta
 from livprep.store import layout, versions
+from livprep.store.bucket import is_remote
 from livprep.store.reading import open_store
+from livprep.store.writing import remote_writing
 
 
 def migrate_store(store: Path) -> Iterator[Receipt]:
@@ -25,8 +27,16 @@ def migrate_store(store: Path) -> Iterator[Receipt]:
         STORE_NEWER or STORE_UNREADABLE: not a store that can be migrated; STORE_CORRUPT: a case is damaged, and was
         left as it is.
     """
+    if is_remote(store):
+        yield from remote_writing().migrate(store)
+        return
     for case_id in open_store(store).case_ids:
-        yield _migrate_case(store, case_id)
+        yield migrate_case(store, case_id)
+    migrate_root(store)
+
+
+def migrate_root(store: Path) -> None:
+    """Bring the attributes of the store itself up."""
     with layout.locked(store, "store"):
         old = layout.read_attributes(store)
         new = versions.current_root(store, old)
@@ -43,11 +53,17 @@ def version_of(store: Path) -> int:
     StoreError
         STORE_MISSING, STORE_UNREADABLE or STORE_NEWER.
     """
-    open_store(store)
-    return versions.check_version(store, layout.read_attributes(store))
+    opened = open_store(store)
+    return versions.check_version(store, layout.read_attributes(opened.folder))
 
 
-def _migrate_case(store: Path, case_id: str) -> Receipt:
+def is_current(folder: Path) -> bool:
+    """Whether a case is of this version already."""
+    return versions.check_version(folder, layout.read_attributes(folder)) == SCHEMA_VERSION
+
+
+def migrate_case(store: Path, case_id: str) -> Receipt:
+    """Migrate one case on a disk."""
     target = layout.case_path(store, case_id)
     with layout.locked(store, case_id), layout.staged(store, case_id) as folder:
         old = layout.read_attributes(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ from livprep.store.case import CaseStore
 from livprep.store.chunk_cache import ChunkCache
 from livprep.store.direct import Check
 
-__all__ = ["CaseStore", "Store", "is_store", "open_store"]
+__all__ = ["CaseStore", "Store", "case_files", "is_store", "open_store"]
 
 
 def is_store(path: Path) -> bool:
@@ -51,6 +52,21 @@ def open_store(path: Path | str, check: Check = "first") -> Store:
 
         return RemoteStore(path, check)
     return Store(Path(path), check)
+
+
+@contextmanager
+def case_files(store: Path, case_id: str, *, whole: bool) -> Iterator[CaseStore]:
+    """A case, in any state, whose files lie on a disk: its own, or fetched from an object storage for a while.
+
+    Unless it is to be `whole`, the volumes of a fetched case have their sizes and nothing in them.
+    """
+    if is_remote(store):
+        from livprep.store.remote import fetched_case
+
+        with fetched_case(store, case_id, whole=whole) as folder:
+            yield CaseStore(folder, case_id)
+    else:
+        yield CaseStore(store, case_id)
 
 
 class Store(Mapping[str, "CaseStore"]):

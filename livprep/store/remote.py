@@ -6,13 +6,14 @@ they are first touched or announced, and from there everything is as with a stor
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,10 +32,33 @@ from livprep.store.direct import Check
 from livprep.store.reading import Store
 from livprep.store.shard_format import read_shard_format
 
+_TOP = ("zarr.json", f"{layout.CASES}/zarr.json")
 _SHARD = "c/0/0/0"
 _INDEX_ENTRY, _CRC_BYTES = 16, 4
 _FETCHERS = 16
 """Requests under way at once: what an object storage lacks in latency it has in breadth."""
+
+
+@contextlib.contextmanager
+def fetched_case(path: Path, case_id: str, *, whole: bool) -> Iterator[Path]:
+    """A folder that holds the files of one case as a store on disk would; see `case_files`."""
+    bucket = Bucket(address_of(path))
+    sizes = bucket.sizes(f"{layout.CASES}/{case_id}")
+    holes = [] if whole else [key for key in sizes if key.endswith(f"/{_SHARD}")]
+    with tempfile.TemporaryDirectory(prefix="livprep-objects-") as folder:
+        bucket.mirror(sizes, Path(folder), empty=holes)
+        yield Path(folder)
+
+
+def _lay_out_names(sizes: Mapping[str, int], mirror: Path) -> None:
+    """An empty folder for each case, and an empty file for what lies among them."""
+    entries = [key.split("/")[1:] for key in sizes if key.startswith(f"{layout.CASES}/") and sizes[key]]
+    (mirror / layout.CASES).mkdir()
+    for folder in {entry[0] for entry in entries if len(entry) > 1}:
+        (mirror / layout.CASES / folder).mkdir()
+    for entry in entries:
+        if len(entry) == 1:
+            (mirror / layout.CASES / entry[0]).touch()
 
 
 class RemoteStore(Store):
@@ -48,8 +72,8 @@ class RemoteStore(Store):
             raise StoreError("STORE_MISSING", f"{address}: no such store")
         mirror = Path(tempfile.mkdtemp(prefix="livprep-objects-"))
         weakref.finalize(self, shutil.rmtree, mirror, ignore_errors=True)
-        (mirror / layout.CASES).mkdir()
-        top = [key for key in self.sizes if key == "zarr.json" or key.startswith(f"{layout.SPLITS}/")]
+        _lay_out_names(self.sizes, mirror)
+        top = [key for key in self.sizes if key in _TOP or key.startswith(f"{layout.SPLITS}/")]
         self.bucket.download(top, mirror)
         self.fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="livprep-fetch")
         weakref.finalize(self, self.fetchers.shutdown, wait=False, cancel_futures=True)

@@ -9,15 +9,16 @@ remove channels of one case at once may leave its consolidated metadata behind, 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from livprep.cases import Receipt
 from livprep.errors import StoreError
 from livprep.prepare import Preparation
 from livprep.schema import PROFILES, ProfileName, WindowMeta
-from livprep.store import layout, writing
+from livprep.store import layout, migrating, writing
 from livprep.store.bucket import Bucket, address_of, relative_files
-from livprep.store.remote import RemoteCase, RemoteStore
+from livprep.store.remote import RemoteCase, RemoteStore, fetched_case
 from livprep.windows import Window
 
 _ROOT = "zarr.json"
@@ -101,20 +102,52 @@ def remove_window(store: Path, case_id: str, name: str) -> bool:
     """As `writing.remove_window`."""
     case = _case(store, case_id)
     own = f"{layout.CASES}/{case_id}/{layout.WINDOWS}/{name}/"
-    found = name in case.window_names
+    found = [key for key in case.remote.sizes if key.startswith(own)]  # also what a killed run left of it
     if found:
         case.remote.bucket.delete([f"{own}{_ROOT}"])
-        case.remote.bucket.delete(key for key in case.remote.sizes if key.startswith(own))
+        case.remote.bucket.delete(found)
     _consolidate(store, case_id)
-    return found
+    return bool(found)
 
 
 def remove_case(store: Path, case_id: str) -> None:
     """As `writing.remove_case`."""
-    case = _case(store, case_id)
-    own = f"{layout.CASES}/{case_id}/"
-    case.remote.bucket.delete([f"{own}{_ROOT}"])
-    case.remote.bucket.delete(key for key in case.remote.sizes if key.startswith(own))
+    bucket = Bucket(address_of(store))
+    own = f"{layout.CASES}/{case_id}"
+    bucket.delete([f"{own}/{_ROOT}"])
+    bucket.delete(bucket.sizes(own))
+
+
+def migrate(store: Path) -> Iterator[Receipt]:
+    """As `migrating.migrate_store`: a case is migrated as on a disk, and what changed is put, its zarr.json last.
+
+    Killed while it puts, it may leave files of both versions in one case, which is then refused as damaged
+    (STORE_CORRUPT) until `livprep ingest --replace` rebuilds it.
+    """
+    remote = RemoteStore(store)
+    for case_id in remote.case_ids:
+        yield _migrate_case(remote, case_id)
+    before = (remote.folder / _ROOT).read_bytes()
+    migrating.migrate_root(remote.folder)
+    if (remote.folder / _ROOT).read_bytes() != before:
+        remote.bucket.put(_ROOT, remote.folder / _ROOT)
+
+
+def _migrate_case(remote: RemoteStore, case_id: str) -> Receipt:
+    remote.fetch_case(case_id)
+    if migrating.is_current(layout.case_path(remote.folder, case_id)):
+        return Receipt(case_id, "unchanged")
+    own = f"{layout.CASES}/{case_id}"
+    with fetched_case(remote.path, case_id, whole=True) as root:
+        folder = layout.case_path(root, case_id)
+        before = {name: layout.file_sha256(folder / name) for name in relative_files(folder)}
+        receipt = migrating.migrate_case(root, case_id)
+        names = set(relative_files(folder))
+        changed = [name for name in names if before.get(name) != layout.file_sha256(folder / name)]
+        remote.bucket.upload(folder, [name for name in changed if name != _ROOT], own)
+        remote.bucket.put(f"{own}/{_ROOT}", folder / _ROOT)
+        remote.bucket.delete(f"{own}/{name}" for name in before.keys() - names)
+    return receipt
 
 
 def _case(store: Path, case_id: str) -> RemoteCase:

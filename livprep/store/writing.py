@@ -36,6 +36,7 @@ from livprep.schema import (
 )
 from livprep.store import layout, ome
 from livprep.store.bucket import is_remote
+from livprep.store.checking import case_folders
 from livprep.store.nearby import near_points
 from livprep.store.reading import CaseStore, open_store
 from livprep.store.shards import Part, Region, write_shard
@@ -133,15 +134,15 @@ def change_preparation(path: Path, preparation: Preparation, profile: ProfileNam
         raise UsageError("USAGE", f"{path}: prepared otherwise, which is not changed in an object storage; use another")
     for case_id, case in open_store(path).items():
         with layout.locked(path, case_id):
-            _keep_channels(path, case_id, stored_channels(case))
+            _keep_channels(path, case_id, stored_channels(case.path))
             layout.withdraw(path, case.path)
     write_root(path, preparation, profile, catalog_digest)
 
 
-def stored_channels(case: CaseStore) -> list[WindowMeta]:
+def stored_channels(case: Path) -> list[WindowMeta]:
     """Channels of a case that is about to be replaced; without those that are too damaged to tell what they are."""
     found = []
-    for folder in sorted((case.path / layout.WINDOWS).glob("*/")):
+    for folder in sorted((case / layout.WINDOWS).glob("*/")):
         try:
             found.append(WindowMeta.model_validate(layout.read_attributes(folder)))
         except (StoreError, ValueError):
@@ -158,8 +159,9 @@ def _keep_channels(store: Path, case_id: str, channels: Sequence[WindowMeta]) ->
 def channels_of(store: Path, case_id: str) -> list[WindowMeta]:
     """Channels that a case must have when it is published: those it has, or had before the preparation changed."""
     case = open_store(store).get(case_id)
-    if case is not None:
-        return stored_channels(case)
+    folder = layout.case_path(store, case_id) if case is None else case.path
+    if folder.is_dir():
+        return stored_channels(folder)
     if is_remote(store):
         return []
     try:
@@ -204,6 +206,8 @@ def publish_case(store: Path, content: CaseContent, profile: ProfileName, *, rep
             write_channels(folder, content, channels, PROFILES[profile])
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             target = layout.case_path(store, name)
+            # What readers skip because its metadata are gone is nobody's copy: it would stay in the way for ever.
+            replace = replace or not (target / "zarr.json").is_file()
             if replace:
                 _keep_channels(store, name, channels)
             put = layout.replace_published(store, folder, target) if replace else layout.publish(folder, target)
@@ -461,18 +465,25 @@ def remove_window(store: Path, case_id: str, name: str) -> bool:
 
 
 def remove_case(store: Path, case_id: str) -> None:
-    """Remove a case and all its channels."""
+    """Remove a case and all its channels, also one that readers skip because its metadata are gone.
+
+    Raises
+    ------
+    KeyError
+        There is none of that id.
+    """
+    if case_id not in case_folders(open_store(store)):
+        raise KeyError(case_id)
     if is_remote(store):
         remote_writing().remove_case(store, case_id)
         return
-    case = open_store(store)[case_id]
     with layout.locked(store, case_id):
         layout.channels_path(store, case_id).unlink(missing_ok=True)
-        layout.withdraw(store, case.path)
+        layout.withdraw(store, layout.case_path(store, case_id))
 
 
 def remove_staging(store: Path) -> list[str]:
-    """Delete what killed runs left behind and return the names."""
+    """Delete what killed runs left behind and return the names; in an object storage nothing is staged."""
     entries = layout.staging_entries(store)
     for entry in entries:
         if entry.is_dir():

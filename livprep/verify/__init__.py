@@ -14,7 +14,7 @@ from livprep.catalog import Catalog
 from livprep.errors import trace
 from livprep.prepare import Preparation
 from livprep.schema import ProfileName
-from livprep.store import CaseStore, Findings, check_case
+from livprep.store import CaseStore, Findings, case_files, check_case
 from livprep.verify.content import check_attributes, check_content
 from livprep.verify.source import check_source
 
@@ -62,12 +62,13 @@ class VerifyJob:
 
     def run(self) -> Verdict:
         """Verify the case."""
-        return Verdict(self.case_id, tuple(verify_case(self)))
+        whole = self.deep or self.source is not None
+        with case_files(Path(self.store), self.case_id, whole=whole) as case:
+            return Verdict(self.case_id, tuple(verify_case(self, case)))
 
 
-def verify_case(job: VerifyJob) -> list[Finding]:
+def verify_case(job: VerifyJob, case: CaseStore) -> list[Finding]:
     """Look at one case; whatever its state, this returns."""
-    case = CaseStore(Path(job.store), job.case_id)
     found = Findings(job.case_id)
     try:
         files, damaged = check_case(case, job.deep)

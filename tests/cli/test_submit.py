@@ -27,6 +27,7 @@ from livcli.batch import Resources, Work, parse_memory_mib, parse_time_s, script
 from livcli.livprep_submit import _OWN, hand_over, prepare_work, submit
 from livcli.options import Part
 from livprep.errors import UsageError
+from livprep.store import open_store
 
 INGEST = Work("livprep-ingest", ("/env/bin/livprep", "ingest", "/data/3D ircadb", "--store", "/data/s.zarr"), "/data")
 FIT = Work("livtrain-fit", ("/env/bin/livtrain", "fit", "--resume"), "/data", again=True)
@@ -380,6 +381,46 @@ def test_go_hands_the_script_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="--go: qsub is not there"):
         hand_over("pbs", "x")
+
+
+QSUB = """#!/bin/bash
+# As PBS: each task is a login shell's child in the home folder, with what PBS sets and nothing of the submitter's.
+cat > "{folder}/job"
+for index in $(sed -n 's/^#PBS -J 1-//p' "{folder}/job" | xargs seq 1); do
+  (cd / && env -i HOME=/ PATH=/usr/bin:/bin PBS_ENVIRONMENT=PBS_BATCH PBS_JOBID="7[$index].server" \\
+    PBS_ARRAY_INDEX="$index" PBS_O_WORKDIR="{folder}" NCPUS=1 PBS_NODEFILE=/dev/null \\
+    bash "{folder}/job" > "{folder}/$index.log" 2>&1)
+  echo "$index ended with $?" >> "{folder}/ended"
+done
+echo "7[].server"
+"""
+
+
+def test_a_pbs_array_does_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom_lits: Path, livprep: Callable[..., Any]
+) -> None:
+    program = tmp_path / "livprep"
+    path = shlex.quote(os.pathsep.join(sys.path))
+    call_main = "from livcli.livprep_main import main; main()"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec "{sys.executable}" -c "{call_main}" "$@"\n')
+    (tmp_path / "qsub").write_text(QSUB.format(folder=tmp_path))
+    for tool in (program, tmp_path / "qsub"):
+        tool.chmod(0o755)
+    monkeypatch.setattr("livcli.livprep_submit._beside", lambda name: str(tmp_path / name))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").symlink_to(phantom_lits)
+    words = ("--batch", "pbs", "--tasks", 2, "--time", "1h", "--go", "-q", "ingest", "in", "--workers", 1)
+    assert livprep("submit", *words).out == "7[].server\n"
+    logs = [(tmp_path / f"{index}.log").read_text() for index in (1, 2)]
+    assert (tmp_path / "ended").read_text() == "1 ended with 0\n2 ended with 0\n", logs
+    assert sorted(open_store(tmp_path / "liver.zarr")) == ["lits-028", "lits-048", "lits-068"]
+    assert ["2 cases found" in log for log in logs] == [True, False]
+
+
+def test_names_are_short_enough_for_older_pbs() -> None:
+    work = Work("livtrain-evaluate", ("/p",), "/d")
+    assert "#PBS -N livtrain-evalua\n" in script("pbs", work, Resources())
 
 
 # --- the array's own number -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import psutil
@@ -35,6 +36,30 @@ def test_this_process_has_cores_and_memory() -> None:
 
 def test_without_control_groups_the_machine_is_all(tmp_path: Path) -> None:
     assert total_memory_bytes(tmp_path) == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"SLURM_CPUS_PER_TASK": "1"},
+        {"NCPUS": "1"},
+        {"PBS_NUM_PPN": "1"},
+        {"LSB_DJOB_NUMPROC": "1"},
+        {"LSB_DJOB_NUMPROC": "9", "LSB_MCPU_HOSTS": "node-a 1 node-b 8"},
+    ],
+)
+def test_what_a_batch_job_asked_for_bounds_the_cores(said: dict[str, str]) -> None:
+    assert cores(said) == 1
+    assert cores(dict.fromkeys(said, "nonsense")) == cores({})
+
+
+@pytest.mark.parametrize("kind", [resource.RLIMIT_RSS, resource.RLIMIT_AS])
+def test_a_limit_of_the_process_counts(kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PBS and LSF set one for the memory that a job asked for."""
+    limits = {kind: (64 * MIB, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", lambda asked: limits.get(asked, (resource.RLIM_INFINITY,) * 2))
+    assert total_memory_bytes(tmp_path, {}) == 64 * MIB
+    assert free_memory_bytes(tmp_path, {}) < 64 * MIB
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import stat
 import threading
 from pathlib import Path
 
@@ -445,6 +446,79 @@ def test_a_file_system_that_cannot_exchange_names_takes_two_renames(
     case = open_store(store)["lits-000"]
     assert (case.shape_zyx, case.window_names) == ((3, 4, 5), [WINDOW.name])
     assert staging_entries(store) == []
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre without `-o flock`; a lock that fails otherwise is a fault."""
+    number = errno.ENOSYS
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(layout.fcntl, "flock", flock)
+    assert publish_case(store, content(), "balanced") > 0
+    assert add_window(store, "lits-000", WINDOW, 0) > 0
+    assert remove_window(store, "lits-000", WINDOW.name)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        add_window(store, "lits-000", WINDOW, 0)
+
+
+def test_a_file_system_that_flushes_no_folders_is_written_all_the_same(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CIFS. A file that cannot be flushed is a fault."""
+    fsync, refused = os.fsync, stat.S_ISDIR
+
+    def picky(handle: int) -> None:
+        if refused(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", picky)
+    assert publish_case(store, content(), "balanced") > 0
+    refused = stat.S_ISREG
+    with pytest.raises(OSError, match="Invalid argument"):
+        publish_case(store, content(), "balanced", replace=True)
+
+
+def test_a_taken_place_is_known_by_what_lies_there(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshfs says EPERM where others say ENOTEMPTY."""
+    publish_case(store, content(), "balanced")
+
+    def rename(self: Path, target: Path) -> Path:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert publish_case(store, content(), "balanced") == 0
+    with pytest.raises(PermissionError):
+        layout.publish(store / layout.STAGING, layout.case_path(store, "lits-001"))
+
+
+def test_a_case_that_lost_its_metadata_is_made_again_or_removed(store: Path) -> None:
+    """It is invisible, and must not stand in the way as 'another run published it first'."""
+    publish_case(store, content(), "balanced")
+    add_window(store, "lits-000", WINDOW, 0)
+    before = tree_hash(store)
+    metadata = layout.case_path(store, "lits-000") / "zarr.json"
+    metadata.unlink()
+    assert "lits-000" not in open_store(store)
+    assert publish_case(store, content(), "balanced") > 0
+    assert tree_hash(store) == before
+    metadata.unlink()
+    remove_case(store, "lits-000")
+    assert not metadata.parent.exists()
+    assert staging_entries(store) == []
+
+
+def test_who_may_write_into_a_store_may_lock_it(store: Path) -> None:
+    """A store of a group: the umask says who may write, for locks as for all else."""
+    before = os.umask(0o002)
+    try:
+        with layout.locked(store, "lits-000"):
+            assert (store / layout.STAGING / "lits-000.lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("at", ["withdraw", "publish"])
