@@ -353,7 +353,7 @@ def test_creating_twice_is_creating_once(store: Path) -> None:
 
 @pytest.mark.parametrize(("preparation", "profile"), [(Preparation((1.0, 1.0, 1.0)), "balanced"), (NATIVE, "fast")])
 def test_another_preparation_or_profile_is_refused(store: Path, preparation: Preparation, profile: str) -> None:
-    with pytest.raises(StoreError, match=f"asked for .* and profile {profile}") as caught:
+    with pytest.raises(StoreError, match=f"asked for .*, profile {profile}") as caught:
         create_store(store, preparation, profile, "digest")
     assert caught.value.code == "STORE_PREPARATION"
 
