@@ -41,6 +41,7 @@ class Scheduler:
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduler]:
     """A scheduler that speaks TLS alone, with workers as soon as they are asked for; both in a folder of their own."""
+    pytest.importorskip("cryptography", reason="certificates are made with the extra [cluster]")
     folder = tmp_path_factory.mktemp("dask")
     made = Security.temporary()
     certificate, key = folder / "cert.pem", folder / "key.pem"
