@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
+# Cross-entropy beside Dice: a patch without the structure has no gradient in Tversky or Dice alone, whose numerator
+# is 0 there whatever the network says, so that false alarms far from it would cost nothing.
+_ON_A_GPU: dict[str, Any] = {
+    "amp": "bf16",
+    "channels_last": True,  # cuDNN's half-precision convolutions work in this order, and copy any other into it
+    "loss": "dice_ce",
+    "learning_rate": 3e-4,
+    "schedule": "cosine",
+    "warmup": 0.02,
+    "gradient_clip": 1.0,
+    "ema": 0.999,
+    "validation_share": 0.1,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # Cross-entropy beside Dice: a patch without the structure has no gradient in Tversky or Dice alone, whose numerator
-    # is 0 there whatever the network says, so that false alarms far from it would cost nothing.
-    "gpu": {
-        "amp": "bf16",
-        "channels_last": True,  # cuDNN's half-precision convolutions work in this order, and copy any other into it
-        "loss": "dice_ce",
-        "learning_rate": 3e-4,
-        "schedule": "cosine",
-        "warmup": 0.02,
-        "gradient_clip": 1.0,
-        "ema": 0.999,
-        "validation_share": 0.1,
-    },
+    "gpu": _ON_A_GPU,
     # tuned on two cores
     "fast-cpu": {
         "width": 4,
@@ -44,19 +46,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # cubes as nnU-Net has them for the liver; as many as fit
     "h200": {
-        "amp": "bf16",
-        "channels_last": True,
+        **_ON_A_GPU,
         "compile": True,
         "patch_zyx": [128, 128, 128],
         "batch_by_memory": True,
-        "loss": "dice_ce",
-        "learning_rate": 3e-4,
-        "schedule": "cosine",
-        "warmup": 0.02,
-        "gradient_clip": 1.0,
-        "ema": 0.999,
         "prefetch": 8,
-        "validation_share": 0.1,
     },
     # Unet_Window: whole slices through its search optimum for the liver (--windows hu:60/140 for --stage tumor).
     # It states no length: 100 passes over the 2258 slices of 16 of 20 patients.
